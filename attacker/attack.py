@@ -1,0 +1,80 @@
+"""What an attack is and what it returns.
+
+An attack is a frozen dataclass that holds its hyper-parameters and is called with an `Observation`. It returns a
+`Reconstruction`; a diverging optimisation is an `Outcome`, not an exception.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from attacker.observation import Observation
+
+
+class Outcome(StrEnum):
+    """How an attack ended; the values are what a person reads."""
+
+    FINISHED = "finished"
+    STALLED = "stopped: the matching loss no longer fell"
+    NON_FINITE = "stopped: the loss was not finite; the best images before that are returned"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """One step of a running attack, for progress bars and live pictures."""
+
+    step: int
+    num_steps: int
+    matching_loss: float
+
+
+OnStep = Callable[[Progress], None]
+
+
+def ignore_progress(progress: Progress) -> None:
+    """The default of ``on_step``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconstruction:
+    """What an attack claims to have seen. There is no truth in it.
+
+    Attributes:
+        images: (N, C, H, W), pixels in [0, 1].
+        labels: (N,), the class attributed to each image.
+        matching_loss: Distance between the simulated and the observed update at ``images``; comparable between runs of
+            the same attack on the same observation only.
+        losses: (T,), the matching loss of each optimisation step; (0,) for closed-form attacks.
+        outcome: How it ended.
+        seconds: Wall time.
+    """
+
+    images: Tensor
+    labels: Tensor
+    matching_loss: float
+    losses: Tensor
+    outcome: Outcome
+    seconds: float
+
+
+class Attack(Protocol):
+    """Any gradient-inversion attack."""
+
+    def __call__(
+        self, observation: Observation, *, generator: torch.Generator, on_step: OnStep = ignore_progress
+    ) -> Reconstruction:
+        """Reconstruct the private batch.
+
+        Args:
+            observation: All that the threat model lets the attack see.
+            generator: The only source of randomness; a CPU generator.
+            on_step: Called after each optimisation step.
+
+        Raises:
+            NotGrantedError: If the attack needs knowledge that is not granted.
+        """
+        ...
