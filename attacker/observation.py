@@ -159,16 +159,3 @@ def _require(piece: Piece | None, name: str) -> Piece:
     if piece is None:
         raise NotGrantedError(f"the attack needs {name}, which the threat model does not grant")
     return piece
-
-
-HONEST_BUT_CURIOUS = ThreatModel(
-    name="honest_but_curious",
-    description="The server knows what it sees and hands out: the update, N_c, E, m and eta. Labels are recovered.",
-    realistic=True,
-)
-KNOWN_LABEL_COUNTS = ThreatModel(
-    name="known_label_counts",
-    description="As honest_but_curious, and the true number of images of each class is given.",
-    realistic=False,
-    label_counts=True,
-)

@@ -6,7 +6,7 @@ name is accepted, ``"package.module:attribute"`` is accepted too, so that a user
 
 import importlib
 from collections.abc import Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fl_sim.errors import ConfigError
 
@@ -30,7 +30,7 @@ class Table(Mapping[str, Part], Generic[Part]):
         if name in self._entries:
             return self._entries[name]
         if ":" in name:
-            return self._load(name)
+            return load_reference(name, kind=self.kind)
         known = ", ".join(sorted(self._entries))
         raise ConfigError(f"unknown {self.kind} {name!r}; known: {known}, or 'package.module:attribute' of your own")
 
@@ -42,14 +42,23 @@ class Table(Mapping[str, Part], Generic[Part]):
         """Return the number of named parts."""
         return len(self._entries)
 
-    def _load(self, reference: str) -> Part:
-        module_name, _, attribute = reference.partition(":")
-        try:
-            return getattr(importlib.import_module(module_name), attribute)
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"{self.kind} {reference!r}: cannot import {error.name!r}; "
-                "install the package or put its folder on PYTHONPATH"
-            ) from error
-        except AttributeError as error:
-            raise ConfigError(f"{self.kind} {reference!r}: module {module_name!r} has no {attribute!r}") from error
+
+def load_reference(reference: str, *, kind: str) -> Any:
+    """Import ``"package.module:attribute"``.
+
+    Args:
+        reference: What to import.
+        kind: What it should be, for error messages.
+
+    Raises:
+        ConfigError: If the module or the attribute is not there.
+    """
+    module_name, _, attribute = reference.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{kind} {reference!r}: cannot import {error.name!r}; install the package or put its folder on PYTHONPATH"
+        ) from error
+    except AttributeError as error:
+        raise ConfigError(f"{kind} {reference!r}: module {module_name!r} has no {attribute!r}") from error

@@ -1,0 +1,145 @@
+"""Reconstructions on disk.
+
+    attacks/fedavg_leakage-1f3a9c20/
+      setting.json                            name, hyper-parameters, threat model
+      r0001-c00003-s0/reconstruction.safetensors    images, labels, losses
+      r0001-c00003-s0/outcome.json            outcome, matching loss, seconds, checksum; written last
+
+A result is whole or absent, so that an interrupted campaign resumes where it was. There is no truth in this folder.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attacker.attack import Outcome, Reconstruction
+from fl_sim.errors import RecordingError
+from fl_sim.files import read_json, read_tensors, write_json, write_tensors
+
+_RESULT_NAME = re.compile(r"r(\d{4,})-c(\d{5,})-s(\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackSetting:
+    """One attack with all its hyper-parameters under one threat model.
+
+    Attributes:
+        name: A name of ATTACKS.
+        options: Every hyper-parameter, defaults included.
+        threat_model: A name of THREAT_MODELS.
+    """
+
+    name: str
+    options: dict[str, Any]
+    threat_model: str
+
+    @property
+    def label(self) -> str:
+        """A folder name that differs wherever the setting differs."""
+        content = json.dumps(asdict(self), sort_keys=True, default=str)
+        return f"{self.name.rpartition(':')[2]}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class ResultKey:
+    """Which update was attacked, and with which seed."""
+
+    server_round: int
+    client_id: int
+    seed: int
+
+    @property
+    def folder_name(self) -> str:
+        """The key as a folder name."""
+        return f"r{self.server_round:04d}-c{self.client_id:05d}-s{self.seed}"
+
+    @classmethod
+    def parse(cls, folder_name: str) -> "ResultKey | None":
+        """Read a folder name back; ``None`` if it is none of ours."""
+        match = _RESULT_NAME.fullmatch(folder_name)
+        if match is None:
+            return None
+        server_round, client_id, seed = (int(group) for group in match.groups())
+        return cls(server_round=server_round, client_id=client_id, seed=seed)
+
+
+class AttackStore:
+    """The results of one attack setting.
+
+    Raises:
+        RecordingError: From the reading methods, where a file is missing, damaged or foreign.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Point at the folder of the setting."""
+        self.folder = folder
+
+    def write_setting(self, setting: AttackSetting) -> None:
+        """Say what is run here."""
+        # Tuples and enumerations become what JSON has for them.
+        write_json(self.folder / "setting.json", json.loads(json.dumps(asdict(setting), default=str)))
+
+    def read_setting(self) -> AttackSetting:
+        """Return what was run here."""
+        path = self.folder / "setting.json"
+        try:
+            return AttackSetting(**read_json(path))
+        except TypeError as error:
+            raise RecordingError(f"{path}: {error}; the file is damaged or of another version") from error
+
+    def write_result(self, key: ResultKey, reconstruction: Reconstruction) -> None:
+        """Write one result; the outcome last, so that the result counts only once it is whole."""
+        folder = self.folder / key.folder_name
+        tensors = {name: getattr(reconstruction, name) for name in ("images", "labels", "losses")}
+        sha256 = write_tensors(folder / "reconstruction.safetensors", tensors)
+        finite = torch.isfinite(torch.tensor(reconstruction.matching_loss)).item()
+        write_json(
+            folder / "outcome.json",
+            {
+                "outcome": reconstruction.outcome.name,
+                "matching_loss": reconstruction.matching_loss if finite else None,
+                "seconds": round(reconstruction.seconds, 3),
+                "sha256": sha256,
+            },
+        )
+
+    def has_result(self, key: ResultKey) -> bool:
+        """Say whether a result is there and whole."""
+        try:
+            self.read_result(key)
+        except RecordingError:
+            return False
+        return True
+
+    def read_result(self, key: ResultKey) -> Reconstruction:
+        """Return one result."""
+        folder = self.folder / key.folder_name
+        fields = read_json(folder / "outcome.json")
+        try:
+            tensors = read_tensors(folder / "reconstruction.safetensors", sha256=str(fields["sha256"]))
+            matching_loss = fields["matching_loss"]
+            return Reconstruction(
+                images=tensors["images"],
+                labels=tensors["labels"],
+                losses=tensors["losses"],
+                matching_loss=float("nan") if matching_loss is None else float(matching_loss),
+                outcome=Outcome[fields["outcome"]],
+                seconds=float(fields["seconds"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecordingError(f"{folder}: {error!r}; the result is damaged or of another version") from error
+
+    def keys(self) -> tuple[ResultKey, ...]:
+        """Return the results that ended, by round, client and seed."""
+        found = (ResultKey.parse(path.parent.name) for path in self.folder.glob("*/outcome.json"))
+        return tuple(sorted(key for key in found if key is not None))
+
+
+def list_attack_stores(attacks_folder: Path) -> tuple[AttackStore, ...]:
+    """Return the stores below ``attacks/``, by name."""
+    return tuple(AttackStore(path.parent) for path in sorted(attacks_folder.glob("*/setting.json")))

@@ -1,0 +1,135 @@
+"""One attack on one recorded update, in a process of its own.
+
+    recording -> ThreatModel.observe -> attack -> attacks/…
+
+This process never imports the truth: what a threat model grants of it arrives in the task, by value.
+"""
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.queues import Queue
+from pathlib import Path
+
+import torch
+
+from attacker.attack import Attack, Progress
+from attacker.attack_store import AttackSetting, AttackStore, ResultKey
+from attacker.observation import Observation, ThreatModel
+from attacker.recipes import ATTACKS
+from attacker.threat_models import THREAT_MODELS
+from fl_sim.models import MODELS
+from fl_sim.options import build
+from fl_sim.recording_store import RecordingStore
+from fl_sim.seeds import generator
+
+_SECONDS_BETWEEN_REPORTS = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackTask:
+    """Everything that a worker needs.
+
+    Attributes:
+        recording: Folder of the recording.
+        results: Folder of the attack setting, where the result goes.
+        setting: The attack.
+        key: Round, client and seed.
+        label_counts: True counts, shape (K,), where the threat model grants them.
+    """
+
+    recording: Path
+    results: Path
+    setting: AttackSetting
+    key: ResultKey
+    label_counts: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskProgress:
+    """A step of a task, on its way to whoever watches."""
+
+    key: ResultKey
+    progress: Progress
+
+
+def make_attack(setting: AttackSetting) -> Attack:
+    """Build an attack from its setting.
+
+    Raises:
+        ConfigError: For an unknown attack or a hyper-parameter that does not fit.
+    """
+    return build(ATTACKS[setting.name], setting.options, where="attack.options")
+
+
+def observe(task: AttackTask) -> Observation:
+    """Build the input of the attack from the recording.
+
+    Raises:
+        RecordingError: If the update is not stored or damaged.
+    """
+    recording = RecordingStore(task.recording)
+    manifest = recording.read_manifest()
+    record = recording.read_round(task.key.server_round, [task.key.client_id])
+    threat_model: ThreatModel = THREAT_MODELS[task.setting.threat_model]
+    model = build(
+        MODELS[manifest.model.name],
+        manifest.model.options,
+        where="model.options",
+        dataset=manifest.dataset,
+        generator=torch.Generator(),  # the weights are replaced by the recorded ones
+    )
+    return threat_model.observe(
+        model=model,
+        dataset=manifest.dataset,
+        record=record,
+        update=record.updates[0],
+        local_training=manifest.local_training,
+        label_counts=None if task.label_counts is None else torch.tensor(task.label_counts),
+    )
+
+
+def run_task(task: AttackTask, on_step: Callable[[Progress], None]) -> None:
+    """Attack one update and write the result.
+
+    Raises:
+        NotGrantedError: If the threat model withholds what the attack needs.
+        RecordingError: If the update is not stored or damaged.
+    """
+    attack = make_attack(task.setting)
+    observation = observe(task)
+    randomness = generator(task.key.seed, "attack", task.key.server_round, task.key.client_id)
+    reconstruction = attack(observation, generator=randomness, on_step=on_step)
+    AttackStore(task.results).write_result(task.key, reconstruction)
+
+
+_queue: "Queue[TaskProgress] | None" = None
+
+
+def prepare_worker(queue: "Queue[TaskProgress]") -> None:
+    """Set up a worker process: one thread, and progress goes to the queue."""
+    global _queue  # noqa: PLW0603 - the one way to hand a queue to a pool's workers
+    _queue = queue
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+
+
+def run_task_in_worker(task: AttackTask) -> None:
+    """Run a task in a prepared worker process."""
+    run_task(task, _Reporter(task.key))
+
+
+class _Reporter:
+    """Sends progress to the parent, a few times a second and at the end."""
+
+    def __init__(self, key: ResultKey) -> None:
+        self._key = key
+        self._last = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        is_last = progress.step >= progress.num_steps
+        if _queue is not None and (is_last or now - self._last > _SECONDS_BETWEEN_REPORTS):
+            self._last = now
+            _queue.put(TaskProgress(key=self._key, progress=progress))

@@ -1,0 +1,212 @@
+"""Attacks on many recorded updates: planned, spread over processes, resumed, and scored as they come in.
+
+Every (round, client, seed) of a setting is one task. Finished tasks are skipped, so that an interrupted campaign goes on
+where it was; a failed task is reported and does not stop the others.
+"""
+
+import multiprocessing
+import os
+import queue
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from typing import Any
+
+import torch
+
+from attacker.attack import Progress
+from attacker.attack_store import AttackSetting, AttackStore, ResultKey
+from attacker.attack_worker import AttackTask, TaskProgress, make_attack, prepare_worker, run_task_in_worker
+from attacker.observation import NotGrantedError
+from attacker.threat_models import THREAT_MODELS
+from attacker.truth import read_truth
+from fl_sim.config import AttackConfig, Selection, is_selected
+from fl_sim.errors import ConfigError, FlSimError
+from fl_sim.run_store import RunStore
+
+_SECONDS_BETWEEN_LOOKS = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a campaign will do.
+
+    Attributes:
+        setting: The attack.
+        tasks: What is still to be done.
+        finished: What was done before.
+    """
+
+    setting: AttackSetting
+    tasks: tuple[AttackTask, ...]
+    finished: tuple[ResultKey, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFailure:
+    """A task that ended without a result, and why."""
+
+    key: ResultKey
+    reason: str
+
+
+class CampaignObserver:
+    """Told what happens in a campaign; every method may be overridden."""
+
+    def on_step(self, key: ResultKey, progress: Progress) -> None:
+        """A step of a running task."""
+
+    def on_finished(self, key: ResultKey) -> None:
+        """The result of a task is written."""
+
+    def on_failed(self, failure: TaskFailure) -> None:
+        """A task ended without a result."""
+
+
+def resolve_setting(config: AttackConfig) -> AttackSetting:
+    """Fill in every hyper-parameter, so that a setting says all that was run.
+
+    Raises:
+        ConfigError: For an unknown attack or threat model, or a hyper-parameter that does not fit.
+    """
+    threat_model = THREAT_MODELS[config.threat_model]
+    setting = AttackSetting(name=config.name, options=config.options, threat_model=threat_model.name)
+    attack = make_attack(setting)
+    # A user's own attack need not be a dataclass; its options are then what was given.
+    options: dict[str, Any] = asdict(attack) if is_dataclass(attack) else config.options  # type: ignore[call-overload]
+    return replace(setting, options=options)
+
+
+def plan_campaign(run: RunStore, config: AttackConfig) -> Plan:
+    """Decide which updates are attacked.
+
+    Args:
+        run: The run.
+        config: The attack, the rounds, the clients and the seeds.
+
+    Raises:
+        ConfigError: If the setting is wrong or nothing of the recording is selected.
+        MissingDataError: If the threat model grants label counts and the truth is gone.
+        RecordingError: If the recording cannot be read.
+    """
+    setting = resolve_setting(config)
+    store = AttackStore(run.attacks / setting.label)
+    keys = [
+        ResultKey(server_round=server_round, client_id=client_id, seed=seed)
+        for server_round in _selected("rounds", config.rounds, run.recording.rounds())
+        for client_id in run.recording.kept_clients(server_round)
+        if is_selected(config.clients, client_id)
+        for seed in config.seeds
+    ]
+    if not keys:
+        raise ConfigError(
+            f"no stored update matches rounds {_spell(config.rounds)} and clients {_spell(config.clients)}; "
+            f"stored rounds: {list(run.recording.rounds()) or 'none'}"
+        )
+    finished = tuple(key for key in keys if store.has_result(key))
+    truth = read_truth(run.folder) if THREAT_MODELS[setting.threat_model].label_counts else None
+    tasks = tuple(
+        AttackTask(
+            recording=run.recording.folder,
+            results=store.folder,
+            setting=setting,
+            key=key,
+            label_counts=None if truth is None else tuple(truth.label_counts(key.client_id).tolist()),
+        )
+        for key in keys
+        if key not in finished
+    )
+    return Plan(setting=setting, tasks=tasks, finished=finished)
+
+
+def run_campaign(
+    plan: Plan, *, workers: int | None = None, observer: CampaignObserver | None = None
+) -> tuple[TaskFailure, ...]:
+    """Run the open tasks of a plan.
+
+    Args:
+        plan: What `plan_campaign` returned.
+        workers: Processes, each with one torch thread; ``None`` takes one per core, or a single one with a GPU.
+        observer: Told about steps and results.
+
+    Returns:
+        The tasks that failed; everything else is on disk.
+    """
+    if not plan.tasks:
+        return ()
+    observer = observer or CampaignObserver()
+    AttackStore(plan.tasks[0].results).write_setting(plan.setting)
+    context = multiprocessing.get_context("spawn")
+    progress: multiprocessing.Queue[TaskProgress] = context.Queue()
+    num_workers = min(len(plan.tasks), workers or _default_workers())
+    executor = ProcessPoolExecutor(num_workers, context, initializer=prepare_worker, initargs=(progress,))
+    try:
+        futures = {executor.submit(run_task_in_worker, task): task for task in plan.tasks}
+        return _watch(futures, progress, observer)
+    except BaseException:
+        # Workers ignore Ctrl-C; they are ended here, and what they had not written is done again next time.
+        executor.shutdown(wait=False, cancel_futures=True)
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
+    finally:
+        executor.shutdown()
+        progress.close()
+
+
+def _watch(
+    futures: dict[Future[None], AttackTask],
+    progress: "multiprocessing.Queue[TaskProgress]",
+    observer: CampaignObserver,
+) -> tuple[TaskFailure, ...]:
+    failures: list[TaskFailure] = []
+    while futures:
+        _report_steps(progress, observer)
+        for future in [future for future in futures if future.done()]:
+            key = futures.pop(future).key
+            reason = _reason(future.exception())
+            if reason is None:
+                observer.on_finished(key)
+            else:
+                failures.append(TaskFailure(key=key, reason=reason))
+                observer.on_failed(failures[-1])
+    return tuple(failures)
+
+
+def _report_steps(progress: "multiprocessing.Queue[TaskProgress]", observer: CampaignObserver) -> None:
+    try:
+        step = progress.get(timeout=_SECONDS_BETWEEN_LOOKS)
+        while True:
+            observer.on_step(step.key, step.progress)
+            step = progress.get_nowait()
+    except queue.Empty:
+        return
+
+
+def _reason(error: BaseException | None) -> str | None:
+    if error is None:
+        return None
+    if isinstance(error, BrokenProcessPool):
+        return "the worker process died (out of memory, or killed); run the same command again to resume"
+    if isinstance(error, FlSimError | NotGrantedError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _default_workers() -> int:
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+
+
+def _selected(name: str, selection: Selection, available: Sequence[int]) -> list[int]:
+    if isinstance(selection, tuple):
+        absent = sorted(set(selection) - set(available))
+        if absent:
+            raise ConfigError(f"{name}: {absent[0]} is not in the recording; recorded: {list(available) or 'none'}")
+    return [number for number in available if is_selected(selection, number)]
+
+
+def _spell(selection: Selection) -> str:
+    return selection if isinstance(selection, str) else str(list(selection))
+
+

@@ -1,0 +1,150 @@
+"""The results of a run, one row for each attacked (round, client, setting, seed): what was granted, how it went, its score.
+
+Rows are written in two steps that never meet: the attack's outcome first, from the recording alone; the score later,
+where the truth is at hand.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attacker.attack import Reconstruction
+from attacker.attack_store import AttackSetting, AttackStore, ResultKey, list_attack_stores
+from attacker.baselines import trivial_baselines
+from attacker.metrics.lpips import PerceptualDistance
+from attacker.observation import ThreatModel
+from attacker.score_json import score_from_json, score_to_json
+from attacker.scoring import Score, score
+from attacker.threat_models import THREAT_MODELS
+from attacker.truth import Truth
+from fl_sim.files import read_json, write_json
+from fl_sim.run_store import RunStore
+from fl_sim.seeds import generator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One row.
+
+    Attributes:
+        key: Round, client and seed.
+        setting: The attack.
+        threat_model: What was granted.
+        reconstruction: What the attack returned.
+        score: The comparison with the truth, or ``None`` where there was none at hand.
+    """
+
+    key: ResultKey
+    setting: AttackSetting
+    threat_model: ThreatModel
+    reconstruction: Reconstruction
+    score: Score | None
+
+
+def score_results(
+    run: RunStore, truth: Truth, *, threshold_db: float, lpips: PerceptualDistance | None = None
+) -> int:
+    """Score every result that has no score yet.
+
+    Args:
+        run: The run.
+        truth: Its private images.
+        threshold_db: An image counts as recovered strictly above it.
+        lpips: The perceptual distance, where weights are at hand.
+
+    Returns:
+        The number of newly scored results.
+    """
+    num_scored = 0
+    for store in list_attack_stores(run.attacks):
+        for key in store.keys():
+            path = _score_path(run, store, key)
+            if path.exists():
+                continue
+            reconstruction = store.read_result(key)
+            write_json(path, score_to_json(_score(reconstruction, truth, key, threshold_db, lpips)))
+            num_scored += 1
+    return num_scored
+
+
+def read_results(run: RunStore) -> tuple[Result, ...]:
+    """Return all results of a run, by attack setting, round, client and seed.
+
+    Raises:
+        RecordingError: If a result or a score is damaged.
+    """
+    results: list[Result] = []
+    for store in list_attack_stores(run.attacks):
+        setting = store.read_setting()
+        for key in store.keys():
+            path = _score_path(run, store, key)
+            results.append(
+                Result(
+                    key=key,
+                    setting=setting,
+                    threat_model=THREAT_MODELS[setting.threat_model],
+                    reconstruction=store.read_result(key),
+                    score=score_from_json(read_json(path)) if path.exists() else None,
+                )
+            )
+    return tuple(results)
+
+
+def result_row(result: Result) -> dict[str, Any]:
+    """Return a result as one flat row for tables, CSV and JSON; images are left out."""
+    found = result.score
+    row: dict[str, Any] = {
+        "round": result.key.server_round,
+        "client": result.key.client_id,
+        "attack": result.setting.name,
+        "setting": result.setting.label,
+        "seed": result.key.seed,
+        "threat_model": result.threat_model.name,
+        "realistic": result.threat_model.realistic,
+        "granted": list(result.threat_model.granted()),
+        "outcome": result.reconstruction.outcome.name,
+        "matching_loss": result.reconstruction.matching_loss,
+        "seconds": result.reconstruction.seconds,
+        "num_images": None if found is None else found.num_images,
+        "mean_psnr_db": None if found is None else found.mean_psnr_db,
+        "mean_ssim": None if found is None else found.mean_ssim,
+        "mean_lpips": None if found is None else found.mean_lpips,
+        "recovered_share": None if found is None else found.recovered_share,
+        "threshold_db": None if found is None else found.threshold_db,
+        "label_count_error": None if found is None else found.label_count_error,
+        "psnr_db": None if found is None else list(found.psnr_db),
+        "ssim": None if found is None else list(found.ssim),
+    }
+    for baseline in () if found is None else found.baselines:
+        prefix = f"baseline_{baseline.name.replace(' ', '_')}"
+        row[f"{prefix}_psnr_db"] = baseline.mean_psnr_db
+        row[f"{prefix}_ssim"] = baseline.mean_ssim
+        row[f"{prefix}_recovered_share"] = baseline.recovered_share
+    return row
+
+
+def _score(
+    reconstruction: Reconstruction, truth: Truth, key: ResultKey, threshold_db: float, lpips: PerceptualDistance | None
+) -> Score:
+    private = truth.private_batch(key.client_id)
+    baselines = trivial_baselines(
+        private.images,
+        truth.pool(key.client_id),
+        threshold_db=threshold_db,
+        generator=generator(0, "baseline", key.client_id),
+        lpips=lpips,
+    )
+    return score(
+        images=reconstruction.images,
+        labels=reconstruction.labels,
+        private_images=private.images,
+        private_labels=private.labels,
+        num_classes=truth.num_classes,
+        threshold_db=threshold_db,
+        lpips=lpips,
+        baselines=baselines,
+    )
+
+
+def _score_path(run: RunStore, store: AttackStore, key: ResultKey) -> Path:
+    return run.scores / store.folder.name / f"{key.folder_name}.json"

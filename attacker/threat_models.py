@@ -1,0 +1,20 @@
+"""Named threat models: how much an attacker is granted."""
+
+from attacker.observation import ThreatModel
+from fl_sim.tables import Table
+
+HONEST_BUT_CURIOUS = ThreatModel(
+    name="honest_but_curious",
+    description="The server knows what it sees and hands out: the update, N_c, E, m and eta. Labels are recovered.",
+    realistic=True,
+)
+KNOWN_LABEL_COUNTS = ThreatModel(
+    name="known_label_counts",
+    description="As honest_but_curious, and the true number of images of each class is given.",
+    realistic=False,
+    label_counts=True,
+)
+
+THREAT_MODELS: Table[ThreatModel] = Table(
+    "threat model", {model.name: model for model in (HONEST_BUT_CURIOUS, KNOWN_LABEL_COUNTS)}
+)

@@ -1,0 +1,77 @@
+"""The only reader of truth.
+
+No attack can import this module (an import contract says so). The campaign opens it after an attack has returned, to
+score it, and before one starts only where the threat model grants a piece of the truth by name.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fl_sim.config import parse_data
+from fl_sim.datasets import pixels
+from fl_sim.errors import MissingDataError
+from fl_sim.federated_data import FederatedData, load_federated_data
+from fl_sim.files import read_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivateBatch:
+    """What a client holds.
+
+    Attributes:
+        images: (N_c, C, H, W), pixels in [0, 1].
+        labels: (N_c,), int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+class Truth:
+    """The private images of every client of a run."""
+
+    def __init__(self, data: FederatedData) -> None:
+        """Hold the data; use `read_truth` to find it."""
+        self._data = data
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes of the data set."""
+        return self._data.dataset.spec.num_classes
+
+    def private_batch(self, client_id: int) -> PrivateBatch:
+        """Return what a client holds."""
+        return PrivateBatch(images=pixels(self._data.images(client_id)), labels=self._data.labels(client_id))
+
+    def label_counts(self, client_id: int) -> Tensor:
+        """Return a client's images of each class, shape (K,), int64."""
+        return torch.bincount(self._data.labels(client_id), minlength=self.num_classes)
+
+    def all_label_counts(self) -> Tensor:
+        """Return the label counts of every client, shape (clients, K)."""
+        return torch.stack([self.label_counts(client_id) for client_id in range(len(self._data.client_indices))])
+
+    def pool(self, client_id: int) -> Tensor:
+        """Return the images of the data set that the client does not hold, shape (P, C, H, W), for trivial baselines."""
+        others = torch.ones(len(self._data.dataset.images), dtype=torch.bool)
+        others[self._data.client_indices[client_id]] = False
+        return pixels(self._data.dataset.images[others])
+
+
+def read_truth(run_folder: Path) -> Truth:
+    """Find the private images of a run again.
+
+    Args:
+        run_folder: The run; its ``truth/truth.json`` names data set, partition and seed.
+
+    Raises:
+        MissingDataError: If the reference or the data is gone; attacks still run, unscored.
+    """
+    path = run_folder / "truth" / "truth.json"
+    if not path.exists():
+        raise MissingDataError(f"{path} does not exist: without the truth nothing can be scored")
+    reference = read_json(path)
+    return Truth(load_federated_data(parse_data(reference["data"]), int(reference["seed"])))

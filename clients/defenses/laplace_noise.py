@@ -1,0 +1,40 @@
+"""Laplace noise on the communicated update."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaplaceNoise:
+    """Adds Laplace(0, scale), drawn independently for each entry; its standard deviation is ``sqrt(2) * scale``.
+
+    Attributes:
+        scale: Scale in the units of the update, >= 0.
+
+    References:
+        Dimitrov et al., Data Leakage in Federated Averaging, TMLR 2022, Appendix C.2.
+    """
+
+    scale: float
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if self.scale < 0:
+            raise ValueError(f"scale must be >= 0, got {self.scale}")
+
+    def __call__(
+        self, update: Mapping[str, Tensor], *, num_examples: int, generator: torch.Generator
+    ) -> Mapping[str, Tensor]:
+        """Return the update plus noise."""
+        if self.scale == 0:
+            return update
+        return {name: tensor + self.scale * _laplace(tensor, generator) for name, tensor in update.items()}
+
+
+def _laplace(like: Tensor, generator: torch.Generator) -> Tensor:
+    # The difference of two independent Exp(1) variables is Laplace(0, 1).
+    first, second = torch.empty(2, *like.shape, dtype=like.dtype).exponential_(generator=generator)
+    return first - second

@@ -1,0 +1,89 @@
+"""What follows a recording: attack, score, write the page, say what was found."""
+
+from pathlib import Path
+
+from rich.table import Table
+
+from attacker.campaign import TaskFailure, plan_campaign
+from attacker.metrics.lpips import LpipsUnavailable, load_lpips
+from attacker.report.collect import collect_content
+from attacker.report.page import render
+from attacker.results import read_results, result_row, score_results
+from attacker.truth import Truth, read_truth
+from fl_sim.cli.campaign_progress import show_campaign
+from fl_sim.cli.terminal import errors
+from fl_sim.config import AttackConfig
+from fl_sim.errors import MissingDataError
+from fl_sim.files import write_bytes
+from fl_sim.run_store import RunStore
+
+
+def analyse(run: RunStore, attack: AttackConfig | None, *, quiet: bool) -> tuple[TaskFailure, ...]:
+    """Attack the recording, score what came out, and write the page.
+
+    Args:
+        run: A run whose federation has ended.
+        attack: The attack, or ``None`` to write the page with what is there.
+        quiet: Show nothing.
+
+    Returns:
+        The attacks that failed.
+    """
+    failures = () if attack is None else show_campaign(plan_campaign(run, attack), workers=attack.workers, quiet=quiet)
+    truth, notices = find_truth(run)
+    if truth is not None:
+        scoring = run.experiment().scoring
+        lpips = load_lpips(None if scoring.alexnet_weights is None else Path(scoring.alexnet_weights))
+        if isinstance(lpips, LpipsUnavailable):
+            notices = (*notices, lpips.notice)
+            lpips = None
+        score_results(run, truth, threshold_db=scoring.recovered_threshold_db, lpips=lpips)
+    write_page(run, truth, notices)
+    if not quiet:
+        for notice in notices:
+            errors.print(f"[dim]{notice}[/]", highlight=False)
+        errors.print(scores_table(run))
+        errors.print(f"page: [bold]{run.report_path}[/]", highlight=False, soft_wrap=True)
+    return failures
+
+
+def find_truth(run: RunStore) -> tuple[Truth | None, tuple[str, ...]]:
+    """Return the truth, or ``None`` and the notice that says why it is missing."""
+    try:
+        return read_truth(run.folder), ()
+    except MissingDataError as error:
+        return None, (f"unscored: {error}",)
+
+
+def write_page(run: RunStore, truth: Truth | None, notices: tuple[str, ...]) -> None:
+    """Write the page of a run."""
+    write_bytes(run.report_path, render(collect_content(run, truth, notices)).encode())
+
+
+def scores_table(run: RunStore) -> Table:
+    """Return one line for each result, with what it is to be compared with."""
+    table = Table(title=f"what leaked: {run.folder.name}", title_justify="left")
+    for heading in ("round", "client"):
+        table.add_column(heading, justify="right")
+    for heading in ("attack", "threat model"):
+        table.add_column(heading)
+    for heading in ("PSNR dB", "mean image dB", "SSIM", "recovered", "wrong labels", "seconds"):
+        table.add_column(heading, justify="right")
+    for row in map(result_row, read_results(run)):
+        table.add_row(
+            str(row["round"]),
+            str(row["client"]),
+            row["attack"],
+            row["threat_model"],
+            _number(row["mean_psnr_db"], ".1f"),
+            _number(row.get("baseline_mean_image_psnr_db"), ".1f"),
+            _number(row["mean_ssim"], ".2f"),
+            _number(row["recovered_share"], ".0%"),
+            _number(row["label_count_error"], "d"),
+            _number(row["seconds"], ".0f"),
+        )
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

@@ -1,0 +1,97 @@
+"""``fl-sim run``: federation, recording, attack, scores, page."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attacker.campaign import resolve_setting
+from clients.client_app import build_defense
+from fl_sim.cli.analysis import analyse
+from fl_sim.cli.federation_progress import show_federation
+from fl_sim.cli.options import DEFAULT_RUNS_DIR, QuietOption, RunsDirOption, SetOption
+from fl_sim.cli.terminal import errors, output
+from fl_sim.config import Experiment, read_experiment
+from fl_sim.errors import ConfigError
+from fl_sim.federated_data import load_federated_data
+from fl_sim.models import MODELS
+from fl_sim.options import build
+from fl_sim.run_store import create_run
+from fl_sim.runtime import run_federation
+from fl_sim.seeds import generator
+
+CLIENT_APP = "clients.client_app:build_client_app"
+ENGINE_NAMES = ("ray", "inprocess")
+
+
+def run(
+    experiment: Annotated[Path | None, typer.Argument(metavar="EXPERIMENT.toml", help="See experiments/.")] = None,
+    assignments: SetOption = None,
+    engine: Annotated[str, typer.Option(help="ray (client processes) or inprocess (for debugging).")] = "ray",
+    runs_dir: RunsDirOption = DEFAULT_RUNS_DIR,
+    attack: Annotated[bool, typer.Option("--attack/--no-attack", help="Attack the recording.")] = True,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a federation, record what its server sees, attack the recording, and write the page.
+
+    The last line of standard output is the run folder.
+
+    Example: fl-sim run experiments/digits.toml --set training.epochs=5 --set attack.clients=[0,1]
+    """
+    if engine not in ENGINE_NAMES:
+        raise ConfigError(f"--engine: expected one of {', '.join(ENGINE_NAMES)}, got {engine!r}")
+    chosen = _with_absolute_paths(read_experiment(experiment, assignments or ()))
+    check_experiment(chosen)
+    store = create_run(chosen, runs_dir)
+    if not quiet:
+        errors.print(f"[bold]{store.folder}[/]", highlight=False)
+    show_federation(
+        run_federation(store, engine=engine, client_app=CLIENT_APP),
+        num_rounds=chosen.federation.num_rounds,
+        quiet=quiet,
+    )
+    failures = analyse(store, chosen.attack if attack else None, quiet=quiet)
+    output.print(str(store.folder), highlight=False, soft_wrap=True)
+    if failures:
+        raise typer.Exit(1)
+
+
+def check_experiment(experiment: Experiment) -> None:
+    """Build every part of an experiment once, so that nothing is written for one that cannot run.
+
+    Raises:
+        ConfigError: For an unknown part, an option that does not fit, or an impossible combination.
+        MissingDataError: If the data is not there.
+    """
+    data = load_federated_data(experiment.data, experiment.seed)
+    build(
+        MODELS[experiment.model.name],
+        experiment.model.options,
+        where="model.options",
+        dataset=data.dataset.spec,
+        generator=generator(experiment.seed, "model-initialisation"),
+    )
+    build_defense(experiment)
+    resolve_setting(experiment.attack)
+    rounds, clients = experiment.attack.rounds, experiment.attack.clients
+    _check_numbers("attack.rounds", rounds, 1, experiment.federation.num_rounds)
+    _check_numbers("attack.clients", clients, 0, experiment.data.num_clients - 1)
+    _check_numbers("recording.rounds", experiment.recording.rounds, 1, experiment.federation.num_rounds)
+    _check_numbers("recording.clients", experiment.recording.clients, 0, experiment.data.num_clients - 1)
+
+
+def _check_numbers(name: str, selection: str | tuple[int, ...], lowest: int, highest: int) -> None:
+    if isinstance(selection, tuple):
+        for number in selection:
+            if not lowest <= number <= highest:
+                raise ConfigError(f"{name}: expected numbers from {lowest} to {highest}, got {number}")
+
+
+def _with_absolute_paths(experiment: Experiment) -> Experiment:
+    # A run must find its data again from any folder.
+    path = experiment.data.options.get("path")
+    if not isinstance(path, str):
+        return experiment
+    options = {**experiment.data.options, "path": str(Path(path).expanduser().resolve())}
+    return replace(experiment, data=replace(experiment.data, options=options))

@@ -1,0 +1,291 @@
+"""The experiment: one frozen value, read from TOML and ``section.key=value`` overrides, validated once.
+
+An unknown key, a wrong type or an impossible combination is a `ConfigError` before anything is written.
+"""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+from pydantic import ConfigDict
+
+from fl_sim.errors import ConfigError
+from fl_sim.options import parse_dataclass
+from fl_sim.records import Algorithm, LocalTraining
+
+Selection = Literal["all", "none"] | tuple[int, ...]
+_FORBID = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Which images exist and who holds them.
+
+    Attributes:
+        dataset: A name of DATASETS.
+        options: Arguments of that data set's loader.
+        partition: A name of PARTITIONERS.
+        partition_options: Arguments of that partitioner.
+        num_clients: Number of clients.
+        examples_per_client: N_c at most; ``None`` gives each client all of its share.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FORBID
+
+    dataset: str = "digits"
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    partition: str = "iid"
+    partition_options: dict[str, Any] = field(default_factory=dict[str, Any])
+    num_clients: int = 4
+    examples_per_client: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.num_clients < 1:
+            raise ValueError(f"num_clients must be >= 1, got {self.num_clients}")
+        if self.examples_per_client is not None and self.examples_per_client < 1:
+            raise ValueError(f"examples_per_client must be >= 1, got {self.examples_per_client}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The architecture: a name of MODELS and the arguments of its factory."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FORBID
+
+    name: str = "femnist_cnn"
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FederationConfig:
+    """The server's side of training.
+
+    Attributes:
+        algorithm: ``fedavg`` or ``fedsgd``.
+        num_rounds: Rounds of training.
+        clients_per_round: Clients drawn each round; ``None`` takes all.
+        min_replies: Usable replies without which a round leaves the global model as it was.
+        reply_timeout: Seconds to wait for the replies of a round; covers the engine's start as well.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FORBID
+
+    algorithm: Algorithm = Algorithm.FEDAVG
+    num_rounds: int = 3
+    clients_per_round: int | None = None
+    min_replies: int = 1
+    reply_timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("num_rounds", "min_replies"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.clients_per_round is not None and self.clients_per_round < 1:
+            raise ValueError(f"clients_per_round must be >= 1, got {self.clients_per_round}")
+        if self.reply_timeout <= 0:
+            raise ValueError(f"reply_timeout must be > 0 seconds, got {self.reply_timeout}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefenseConfig:
+    """One link of the clients' chain of defenses: a name of DEFENSES and its hyper-parameters."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FORBID
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordingConfig:
+    """What the eavesdropper keeps: ``"all"``, ``"none"`` or a list of rounds (from 1) and of client ids (from 0)."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FORBID
+
+    rounds: Selection = "all"
+    clients: Selection = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackConfig:
+    """The attack that `fl-sim run` starts on the recording.
+
+    Attributes:
+        name: A name of ATTACKS.
+        options: Hyper-parameters of that attack.
+        threat_model: A name of THREAT_MODELS.
+        rounds: The rounds to attack.
+        clients: The clients to attack.
+        seeds: One attack per seed.
+        workers: Processes, each with one torch thread; ``None`` takes one per core.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FORBID
+
+    name: str = "fedavg_leakage"
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    threat_model: str = "honest_but_curious"
+    rounds: Selection = "all"
+    clients: Selection = "all"
+    seeds: tuple[int, ...] = (0,)
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers must be >= 1, got {self.workers}")
+        if not self.seeds:
+            raise ValueError("seeds must name at least one seed, got none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringConfig:
+    """How reconstructions are judged.
+
+    Attributes:
+        recovered_threshold_db: An image counts as recovered above this PSNR.
+        alexnet_weights: File with AlexNet's ``features.*`` tensors for LPIPS; without it LPIPS is left out with a notice.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FORBID
+
+    recovered_threshold_db: float = 20.0
+    alexnet_weights: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """A complete experiment; every field has a default that works.
+
+    Attributes:
+        name: Becomes part of the run folder's name.
+        seed: The run seed, from which every random draw of the federation is derived.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FORBID
+
+    name: str = "digits"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    training: LocalTraining = field(default_factory=LocalTraining)
+    defenses: tuple[DefenseConfig, ...] = ()
+    recording: RecordingConfig = field(default_factory=RecordingConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse impossible combinations."""
+        if not self.name or not all(letter.isalnum() or letter in "-_." for letter in self.name):
+            raise ValueError(f"name must be letters, digits, '-', '_' or '.', got {self.name!r}")
+        per_round = self.federation.clients_per_round
+        if per_round is not None and per_round > self.data.num_clients:
+            raise ValueError(
+                f"federation.clients_per_round must be <= data.num_clients = {self.data.num_clients}, got {per_round}"
+            )
+        if self.federation.min_replies > (per_round or self.data.num_clients):
+            raise ValueError(
+                f"federation.min_replies must be <= the {per_round or self.data.num_clients} clients of a round, "
+                f"got {self.federation.min_replies}"
+            )
+        if self.federation.algorithm is Algorithm.FEDSGD and (self.training.epochs, self.training.batch_size) != (
+            1,
+            None,
+        ):
+            raise ValueError(
+                "federation.algorithm 'fedsgd' sends one full-batch gradient: leave out training.epochs and "
+                f"training.batch_size, got {self.training.epochs} and {self.training.batch_size}"
+            )
+        if self.federation.algorithm is Algorithm.FEDSGD and self.training.momentum:
+            raise ValueError(f"training.momentum needs algorithm 'fedavg', got {self.training.momentum} with 'fedsgd'")
+
+
+def read_experiment(path: Path | None, overrides: Iterable[str] = ()) -> Experiment:
+    """Read an experiment file and apply ``section.key=value`` overrides.
+
+    Args:
+        path: A TOML file; ``None`` starts from the defaults.
+        overrides: Assignments; values are TOML (``5``, ``0.1``, ``true``, ``[1, 3]``), bare words are strings.
+
+    Raises:
+        ConfigError: If the file cannot be read or anything in it does not fit.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ConfigError(f"experiment file {str(path)!r} does not exist; see experiments/ for examples") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"experiment file {str(path)!r} cannot be read: {error}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"experiment file {str(path)!r} is not valid TOML: {error}") from error
+    for override in overrides:
+        _assign(data, *split_assignment(override))
+    return parse_experiment(data)
+
+
+def parse_experiment(data: Mapping[str, Any]) -> Experiment:
+    """Validate plain data, as read from TOML or JSON.
+
+    Raises:
+        ConfigError: With the dotted name of the first key that does not fit.
+    """
+    return parse_dataclass(Experiment, data)
+
+
+def parse_data(data: Mapping[str, Any]) -> DataConfig:
+    """Validate a section ``data`` that stands alone, as in the reference to the truth.
+
+    Raises:
+        ConfigError: With the dotted name of the first key that does not fit.
+    """
+    return parse_dataclass(DataConfig, data)
+
+
+def split_assignment(assignment: str) -> tuple[str, Any]:
+    """Split ``key=value`` and read the value as TOML, or as a bare string where it is none.
+
+    Raises:
+        ConfigError: If there is no ``=`` or no key.
+    """
+    key, equals, text = assignment.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"expected 'section.key=value', got {assignment!r}")
+    try:
+        return key.strip(), tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), text
+
+
+def to_plain(experiment: Experiment) -> dict[str, Any]:
+    """Return the experiment as plain data without ``None``, which TOML cannot say; inverse of `parse_experiment`."""
+    return _without_none(asdict(experiment))
+
+
+def is_selected(selection: Selection, number: int) -> bool:
+    """Say whether a round or a client is in a selection."""
+    return selection == "all" or (selection != "none" and number in selection)
+
+
+def _assign(data: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for depth, section in enumerate(sections):
+        inner: Any = data.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{key}: {'.'.join(sections[: depth + 1])!r} is a value, not a section")
+        data = cast(dict[str, Any], inner)
+    data[name] = value
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value]
+    return value

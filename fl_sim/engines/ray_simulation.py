@@ -1,0 +1,56 @@
+"""Flower's Simulation Runtime on Ray: each client runs in a worker process of its own.
+
+Private or deprecated pieces of Flower that stand here, and nowhere else: `flwr.simulation.run_simulation` (deprecated in
+favour of ``flwr run``, which cannot report a failed run by its exit code).
+"""
+
+import logging
+import os
+import sys
+import tempfile
+import warnings
+
+import ray
+import torch
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+from flwr.simulation import run_simulation
+
+
+def run_on_ray(server_app: ServerApp, client_app: ClientApp, num_clients: int) -> None:
+    """Run a federation to its end.
+
+    One core and, where there is one, a share of the GPU for each client; as many at a time as the machine has cores.
+
+    Args:
+        server_app: Runs in a thread of this process.
+        client_app: Sent to the worker processes.
+        num_clients: Number of virtual SuperNodes.
+
+    Raises:
+        Exception: Whatever the ServerApp raised. Failures of clients are error replies and do not end the run.
+    """
+    num_cores = os.cpu_count() or 1
+    gpu_share = min(1.0, torch.cuda.device_count() / num_cores)
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory(prefix="fl-sim-", ignore_cleanup_errors=True) as ray_folder:
+        # Ray starts here, so that its folder goes when the run ends. Workers get the module path of this process.
+        ray.init(
+            _temp_dir=ray_folder,
+            num_cpus=num_cores,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
+        )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                run_simulation(
+                    server_app,
+                    client_app,
+                    num_clients,
+                    backend_config={"client_resources": {"num_cpus": 1, "num_gpus": gpu_share}},
+                )
+        finally:
+            ray.shutdown()

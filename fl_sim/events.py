@@ -1,0 +1,87 @@
+"""What happens in a running federation, line by line, so that another process can show it.
+
+The server appends one JSON object a line to ``events.jsonl``; a terminal or a page follows the file.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+
+class EventKind(StrEnum):
+    """What happened."""
+
+    FEDERATION_STARTED = "federation_started"
+    ROUND_STARTED = "round_started"
+    REPLY_RECEIVED = "reply_received"
+    ROUND_RECORDED = "round_recorded"
+    EVALUATED = "evaluated"
+    FEDERATION_FINISHED = "federation_finished"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One event.
+
+    Attributes:
+        kind: What happened.
+        server_round: The round, 0 before the first.
+        total: Rounds for FEDERATION_STARTED, clients asked for ROUND_STARTED.
+        failures: Failed replies, for ROUND_RECORDED.
+        accuracy: Central accuracy in [0, 1], for EVALUATED.
+        loss: Central loss, for EVALUATED.
+    """
+
+    kind: EventKind
+    server_round: int = 0
+    total: int | None = None
+    failures: int | None = None
+    accuracy: float | None = None
+    loss: float | None = None
+
+
+_EVENT = TypeAdapter(Event)
+
+OnEvent = Callable[[Event], None]
+
+
+def ignore_event(event: Event) -> None:
+    """The default where nobody watches."""
+
+
+def append_event(path: Path, event: Event) -> None:
+    """Append one event as a JSON line."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(asdict(event)) + "\n")
+
+
+def read_events(path: Path, *, skip: int = 0) -> list[Event]:
+    """Read the complete lines of an event file after the first ``skip``."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [_EVENT.validate_json(line) for line in lines[skip:]]
+
+
+def follow_events(path: Path, is_running: Callable[[], bool], *, interval: float = 0.1) -> Iterator[Event]:
+    """Yield events as they are written, until the writer no longer runs and everything has been read.
+
+    Args:
+        path: The event file; it may not exist yet.
+        is_running: Says whether the writing process still runs.
+        interval: Seconds between two looks.
+    """
+    seen = 0
+    while True:
+        running = is_running()
+        for event in read_events(path, skip=seen):
+            seen += 1
+            yield event
+        if not running:
+            return
+        time.sleep(interval)

@@ -1,0 +1,92 @@
+"""Files of a run: written whole or not at all, read only if they are what they claim to be.
+
+Tensors are safetensors, everything else is JSON or TOML; nothing is ever unpickled. A writer goes through a temporary
+file in the same folder and a rename, so that a crash leaves the old file or the new one, never half of one.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from fl_sim.errors import RecordingError
+
+
+def write_bytes(path: Path, content: bytes) -> str:
+    """Write a file atomically, creating its folder, and return the SHA-256 of its content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> str:
+    """Write strict JSON (no NaN) atomically and return its SHA-256."""
+    return write_bytes(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write named tensors as safetensors, atomically, and return the file's SHA-256."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return write_bytes(path, safetensors.torch.save(contiguous))
+
+
+def read_json(path: Path, *, sha256: str | None = None) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        RecordingError: If the file is missing, damaged, or does not hold an object.
+    """
+    content = _read(path, sha256)
+    try:
+        data: Any = json.loads(content)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise RecordingError(f"{path}: not valid JSON ({error}); the file is damaged or foreign") from error
+    if not isinstance(data, dict):
+        raise RecordingError(f"{path}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
+    """Read named tensors.
+
+    Raises:
+        RecordingError: If the file is missing, damaged, or is not safetensors.
+    """
+    content = _read(path, sha256)
+    try:
+        return safetensors.torch.load(content)
+    except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise RecordingError(f"{path}: not a safetensors file ({error}); the file is damaged or foreign") from error
+
+
+def _read(path: Path, sha256: str | None) -> bytes:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise RecordingError(f"{path}: the file is missing") from error
+    except OSError as error:
+        raise RecordingError(f"{path}: cannot be read ({error})") from error
+    if sha256 is not None:
+        found = hashlib.sha256(content).hexdigest()
+        if found != sha256:
+            raise RecordingError(
+                f"{path}: the content was changed after recording (SHA-256 expected {sha256[:12]}…, got {found[:12]}…)"
+            )
+    return content

@@ -1,0 +1,247 @@
+"""The recording: what the server saw, on disk, and nothing else.
+
+    recording/
+      manifest.json                what the server knows: model, data specification, recipe of local training
+      rounds/0001/global.safetensors      w_t, sent out in round 1
+      rounds/0001/client-00003.safetensors    the reply of client 3
+      rounds/0001/round.json       N_c, metrics, failures, checksums; written last, so a round is whole or absent
+      final.safetensors            the global model after the last round
+
+File names follow from round and client id and are never read from a file. `docs/recording-format.md` describes the
+format for other readers.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from fl_sim.errors import RecordingError
+from fl_sim.files import read_json, read_tensors, write_json, write_tensors
+from fl_sim.options import first_problem
+from fl_sim.records import Algorithm, ClientUpdate, DatasetSpec, LocalTraining, ReplyFailure, RoundRecord
+
+FORMAT = "fl-sim-recording"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedPart:
+    """A table name and its options, as in the experiment."""
+
+    name: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What the server knows before the first round.
+
+    Attributes:
+        model: The architecture.
+        dataset: Public facts of the data.
+        algorithm: What clients send.
+        local_training: The recipe that the server hands out.
+        parameters: Names of the trainable tensors, in the model's order, which safetensors does not keep.
+        buffers: Names of the persistent buffers, in order.
+        num_clients: Clients in the federation.
+        declared_defenses: Defenses that the clients announce; an adaptive attacker may use them.
+    """
+
+    model: NamedPart
+    dataset: DatasetSpec
+    algorithm: Algorithm
+    local_training: LocalTraining
+    parameters: tuple[str, ...]
+    buffers: tuple[str, ...]
+    num_clients: int
+    declared_defenses: tuple[NamedPart, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _UpdateEntry:
+    client_id: int
+    num_examples: int
+    metrics: dict[str, float]
+    sha256: str | None  # None: received, but not kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RoundEntry:
+    server_round: int
+    global_sha256: str | None
+    updates: tuple[_UpdateEntry, ...]
+    failures: tuple[ReplyFailure, ...]
+
+
+class RecordingStore:
+    """Reads and writes one recording.
+
+    Raises:
+        RecordingError: From every reading method, where a file is missing, damaged, foreign or of another version. The
+            message names the file; the other rounds stay readable.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Point at the folder; nothing is read or written yet."""
+        self.folder = folder
+
+    # Writing, by the server.
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write what the server knows."""
+        write_json(self.folder / "manifest.json", {"format": FORMAT, "version": VERSION, **asdict(manifest)})
+
+    def write_round(self, record: RoundRecord, *, keep_clients: Collection[int], keep_round: bool) -> None:
+        """Write one round: first its tensors, then the entry that makes it count.
+
+        Args:
+            record: The round.
+            keep_clients: Clients whose update is stored; of the others only N_c and metrics are.
+            keep_round: Whether any tensor of this round is stored.
+        """
+        folder = self._round_folder(record.server_round)
+        global_sha256 = None
+        if keep_round:
+            tensors = _join(record.global_parameters, record.global_buffers)
+            global_sha256 = write_tensors(folder / "global.safetensors", tensors)
+        entries: list[_UpdateEntry] = []
+        for update in record.updates:
+            sha256 = None
+            if keep_round and update.client_id in keep_clients:
+                path = self._update_path(record.server_round, update.client_id)
+                sha256 = write_tensors(path, _join(update.tensors, update.buffers))
+            entries.append(
+                _UpdateEntry(
+                    client_id=update.client_id,
+                    num_examples=update.num_examples,
+                    metrics=dict(update.metrics),
+                    sha256=sha256,
+                )
+            )
+        entry = _RoundEntry(
+            server_round=record.server_round,
+            global_sha256=global_sha256,
+            updates=tuple(entries),
+            failures=record.failures,
+        )
+        write_json(folder / "round.json", {"format": FORMAT, "version": VERSION, **asdict(entry)})
+
+    def write_final(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+        """Write the global model after the last round."""
+        write_tensors(self.folder / "final.safetensors", _join(parameters, buffers))
+
+    # Reading, by anyone.
+
+    def read_manifest(self) -> Manifest:
+        """Return what the server knows."""
+        return _parse(Manifest, self.folder / "manifest.json")
+
+    def rounds(self) -> tuple[int, ...]:
+        """Return the recorded rounds in order; a round without ``round.json`` never ended and is left out."""
+        folder = self.folder / "rounds"
+        names = (path.parent.name for path in folder.glob("*/round.json"))
+        return tuple(sorted(int(name) for name in names if name.isascii() and name.isdecimal()))
+
+    def kept_clients(self, server_round: int) -> tuple[int, ...]:
+        """Return the clients whose update of that round is stored, in order."""
+        entry = self._read_entry(server_round)
+        return tuple(update.client_id for update in entry.updates if update.sha256 is not None)
+
+    def read_failures(self, server_round: int) -> tuple[ReplyFailure, ...]:
+        """Return the failed replies of a round."""
+        return self._read_entry(server_round).failures
+
+    def read_round(self, server_round: int, clients: Collection[int] | None = None) -> RoundRecord:
+        """Read a round with all stored updates, or with those of some clients.
+
+        Args:
+            server_round: The round, from 1.
+            clients: Client ids to read; ``None`` reads all that are stored.
+
+        Raises:
+            RecordingError: Also where the round or one of the clients was not kept.
+        """
+        entry = self._read_entry(server_round)
+        kept = {update.client_id: update for update in entry.updates if update.sha256 is not None}
+        wanted = sorted(kept if clients is None else clients)
+        absent = [client_id for client_id in wanted if client_id not in kept]
+        if entry.global_sha256 is None or absent:
+            what = f"client {absent[0]} of round {server_round}" if absent else f"round {server_round}"
+            raise RecordingError(f"{self.folder}: {what} is not stored; stored clients: {sorted(kept) or 'none'}")
+        manifest = self.read_manifest()
+        path = self._round_folder(server_round) / "global.safetensors"
+        parameters, buffers = _read_model(path, manifest, sha256=entry.global_sha256)
+        updates: list[ClientUpdate] = []
+        for client_id in wanted:
+            path = self._update_path(server_round, client_id)
+            tensors, update_buffers = _read_model(path, manifest, sha256=kept[client_id].sha256)
+            updates.append(
+                ClientUpdate(
+                    server_round=server_round,
+                    client_id=client_id,
+                    num_examples=kept[client_id].num_examples,
+                    algorithm=manifest.algorithm,
+                    tensors=tensors,
+                    buffers=update_buffers,
+                    metrics=kept[client_id].metrics,
+                )
+            )
+        return RoundRecord(
+            server_round=server_round,
+            global_parameters=parameters,
+            global_buffers=buffers,
+            updates=tuple(updates),
+            failures=entry.failures,
+        )
+
+    def read_final(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return parameters and buffers of the global model after the last round."""
+        return _read_model(self.folder / "final.safetensors", self.read_manifest(), sha256=None)
+
+    def _read_entry(self, server_round: int) -> _RoundEntry:
+        path = self._round_folder(server_round) / "round.json"
+        entry = _parse(_RoundEntry, path)
+        if entry.server_round != server_round:
+            raise RecordingError(f"{path}: expected round {server_round}, got {entry.server_round}; the file was moved")
+        return entry
+
+    def _round_folder(self, server_round: int) -> Path:
+        return self.folder / "rounds" / f"{server_round:04d}"
+
+    def _update_path(self, server_round: int, client_id: int) -> Path:
+        return self._round_folder(server_round) / f"client-{client_id:05d}.safetensors"
+
+
+def _join(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"parameters/{name}": tensor for name, tensor in parameters.items()} | {
+        f"buffers/{name}": tensor for name, tensor in buffers.items()
+    }
+
+
+def _read_model(path: Path, manifest: Manifest, *, sha256: str | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    tensors = read_tensors(path, sha256=sha256)
+    expected = {f"parameters/{name}" for name in manifest.parameters} | {f"buffers/{name}" for name in manifest.buffers}
+    if tensors.keys() != expected:
+        wrong = sorted(tensors.keys() ^ expected)
+        raise RecordingError(f"{path}: expected the tensors that the manifest names; missing or unexpected: {wrong}")
+    return (
+        {name: tensors[f"parameters/{name}"] for name in manifest.parameters},
+        {name: tensors[f"buffers/{name}"] for name in manifest.buffers},
+    )
+
+
+def _parse(kind: Any, path: Path) -> Any:
+    data = read_json(path)
+    found = data.pop("format", None), data.pop("version", None)
+    if found != (FORMAT, VERSION):
+        raise RecordingError(
+            f"{path}: expected format {FORMAT!r} version {VERSION}, got {found[0]!r} version {found[1]}"
+        )
+    try:
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as error:
+        raise RecordingError(f"{path}: {first_problem(error)}; the file is damaged or foreign") from error

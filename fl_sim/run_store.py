@@ -1,0 +1,197 @@
+"""The run folder: everything about one run, in open formats.
+
+runs/20261121-120000-digits/
+  run.json          format, versions of packages, seed: how this run came to be
+  experiment.toml   the experiment as it was run, defaults included
+  status.json       running, finished or failed, and why
+  events.jsonl      progress, followed by terminals and pages
+  evaluations.json  central accuracy and loss by round
+  recording/        what the server saw (`recording_store`)
+  truth/            where the private images can be found again; read by the scorer only
+  attacks/          reconstructions, written by the attacker
+  scores/           comparisons with the truth
+  report/           the page
+"""
+
+import importlib.metadata
+import platform
+import re
+import time
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import TypeAdapter, ValidationError
+
+from fl_sim.config import Experiment, read_experiment, to_plain
+from fl_sim.errors import ConfigError, RecordingError
+from fl_sim.files import read_json, write_bytes, write_json
+from fl_sim.options import first_problem
+from fl_sim.recording_store import RecordingStore
+
+FORMAT = "fl-sim-run"
+VERSION = 1
+_RECORDED_PACKAGES = ("fl-sim", "flwr", "ray", "torch", "torchvision", "numpy", "scipy", "safetensors")
+
+
+class RunState(StrEnum):
+    """Where a federation stands."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """State of the federation, the reason where it failed, and the wall time where it ended."""
+
+    state: RunState
+    message: str = ""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundEvaluation:
+    """Central test of the global model; round 0 is the untrained model.
+
+    Attributes:
+        server_round: Rounds of training so far.
+        accuracy: Share of correct test images, in [0, 1].
+        loss: Mean cross-entropy on the test images; ``None`` where the model has diverged.
+    """
+
+    server_round: int
+    accuracy: float
+    loss: float | None
+
+
+class RunStore:
+    """One run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Point at the folder; use `create_run` or `open_run` to make or check it."""
+        self.folder = folder
+        self.recording = RecordingStore(folder / "recording")
+        self.events_path = folder / "events.jsonl"
+        self.attacks = folder / "attacks"
+        self.scores = folder / "scores"
+        self.report_path = folder / "report" / "index.html"
+        self.log_path = folder / "federation.log"
+
+    def experiment(self) -> Experiment:
+        """Return the experiment as it was run.
+
+        Raises:
+            RecordingError: If the file is damaged.
+        """
+        path = self.folder / "experiment.toml"
+        try:
+            return read_experiment(path)
+        except ConfigError as error:
+            raise RecordingError(f"{path}: {error}") from error
+
+    def origin(self) -> dict[str, Any]:
+        """Return when and with which packages the run was made."""
+        return read_json(self.folder / "run.json")
+
+    def write_status(self, status: RunStatus) -> None:
+        """Say where the federation stands."""
+        write_json(self.folder / "status.json", asdict(status))
+
+    def status(self) -> RunStatus:
+        """Return where the federation stands."""
+        return _parse(RunStatus, self.folder / "status.json", read_json(self.folder / "status.json"))
+
+    def write_evaluations(self, evaluations: list[RoundEvaluation]) -> None:
+        """Write all central evaluations so far."""
+        write_json(self.folder / "evaluations.json", {"evaluations": [asdict(entry) for entry in evaluations]})
+
+    def evaluations(self) -> tuple[RoundEvaluation, ...]:
+        """Return the central evaluations so far."""
+        path = self.folder / "evaluations.json"
+        if not path.exists():
+            return ()
+        return _parse(tuple[RoundEvaluation, ...], path, read_json(path).get("evaluations"))
+
+
+def create_run(experiment: Experiment, runs_dir: Path) -> RunStore:
+    """Make a new run folder for an experiment.
+
+    The truth is referenced (data set, partition, seed), never copied.
+
+    Args:
+        experiment: The validated experiment.
+        runs_dir: Where runs live; made if absent.
+    """
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    run = RunStore(_new_folder(runs_dir, f"{re.sub('[-:Z]', '', created).replace('T', '-')}-{experiment.name}"))
+    write_json(
+        run.folder / "run.json",
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": experiment.name,
+            "created": created,
+            "seed": experiment.seed,
+            "packages": {name: _package_version(name) for name in _RECORDED_PACKAGES},
+            "python": platform.python_version(),
+            "machine": platform.platform(),
+        },
+    )
+    write_bytes(run.folder / "experiment.toml", tomli_w.dumps(to_plain(experiment)).encode())
+    plain = to_plain(experiment)
+    write_json(run.folder / "truth" / "truth.json", {"seed": experiment.seed, "data": plain["data"]})
+    run.write_status(RunStatus(state=RunState.RUNNING))
+    return run
+
+
+def open_run(folder: Path) -> RunStore:
+    """Open an existing run.
+
+    Raises:
+        RecordingError: If the folder is no run of this version.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        raise RecordingError(f"{str(folder)!r} is not a run: it has no run.json; 'fl-sim runs' lists the runs")
+    found = read_json(path)
+    if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
+        raise RecordingError(
+            f"{path}: expected format {FORMAT!r} version {VERSION}, "
+            f"got {found.get('format')!r} version {found.get('version')}"
+        )
+    return RunStore(folder)
+
+
+def list_runs(runs_dir: Path) -> list[RunStore]:
+    """Return the runs below a folder, oldest first; folders that are no runs are left out."""
+    return [RunStore(path.parent) for path in sorted(runs_dir.glob("*/run.json"))]
+
+
+def _parse(kind: Any, path: Path, data: Any) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as error:
+        raise RecordingError(f"{path}: {first_problem(error)}; the file is damaged or foreign") from error
+
+
+def _new_folder(runs_dir: Path, name: str) -> Path:
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
+        folder = runs_dir / f"{name}{suffix}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise RecordingError(f"{runs_dir}: too many runs named {name!r} in one second")
+
+
+def _package_version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,114 @@
+"""Starts a federation in a process of its own, streams its progress, and says the truth about how it ended."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from fl_sim.errors import FederationError
+from fl_sim.events import Event, follow_events
+from fl_sim.run_store import RunState, RunStatus, RunStore
+
+_QUIET_AND_OFFLINE = {
+    # Read by Flower and Ray at import: no telemetry, no look for updates, no installation at run time.
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Clients run side by side, one thread each.
+    "OMP_NUM_THREADS": "1",
+}
+_SECONDS_TO_EXIT = 60.0
+_SECONDS_TO_TERMINATE = 10.0
+
+
+def run_federation(run: RunStore, *, engine: str, client_app: str) -> Iterator[Event]:
+    """Run the federation of a run folder to its end and yield what happens.
+
+    Nothing is left behind, however it ends: the process group is stopped, and the engine's home is removed.
+
+    Args:
+        run: A run made by `create_run`.
+        engine: A name of ENGINES.
+        client_app: ``package.module:function`` that makes the ClientApp of an experiment.
+
+    Raises:
+        FederationError: If the federation did not finish; the message gives the reason and the log.
+    """
+    command = [sys.executable, "-m", "fl_sim.engines.process", str(run.folder)]
+    command += ["--engine", engine, "--client-app", client_app]
+    with tempfile.TemporaryDirectory(prefix="fl-sim-flwr-", ignore_cleanup_errors=True) as home:
+        with run.log_path.open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **_QUIET_AND_OFFLINE, "FLWR_HOME": home},
+                start_new_session=True,
+            )
+        try:
+            yield from follow_events(run.events_path, _Watch(process, run).is_running)
+            _raise_unless_finished(run, process.poll())
+        finally:
+            stop_process_group(process)
+
+
+def stop_process_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process that leads its own group, and every process that it left in the group."""
+    for stop_signal in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, stop_signal)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_SECONDS_TO_TERMINATE)
+        if not _group_exists(process.pid):
+            return
+
+
+class _Watch:
+    """Says whether the federation still runs; a process that stays after the end is not waited for.
+
+    Flower's simulation never returns while a client hangs, though the server has long finished.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], run: RunStore) -> None:
+        self._process = process
+        self._run = run
+        self._ended_at: float | None = None
+
+    def is_running(self) -> bool:
+        if self._process.poll() is not None:
+            return False
+        if self._run.status().state is RunState.RUNNING:
+            return True
+        self._ended_at = self._ended_at or time.monotonic()
+        return time.monotonic() - self._ended_at < _SECONDS_TO_EXIT
+
+
+def _raise_unless_finished(run: RunStore, exit_code: int | None) -> None:
+    status = run.status()
+    if status.state is RunState.FINISHED:
+        return
+    reason = status.message or f"the process ended with exit code {exit_code}: {_last_line(run.log_path)}"
+    if status.state is RunState.RUNNING:
+        run.write_status(RunStatus(state=RunState.FAILED, message=reason))
+    raise FederationError(f"the federation failed: {reason}; the whole log is in {run.log_path}")
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+
+
+def _group_exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
