@@ -28,6 +28,27 @@ def test_fedsgd_steps_against_the_average_gradient(run_tiny):
     assert torch.allclose(flatten(following.global_parameters), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedsgd"])
+def test_batchnorm_statistics_travel_and_are_averaged_in_their_own_types(run_tiny, algorithm):
+    run = run_tiny(
+        "model={name='resnet18', options={stem='cifar'}}",
+        "data.options={size=8}",
+        "data.num_clients=2",
+        f"federation.algorithm={algorithm}",
+        "training={learning_rate=0.01}",
+    )
+    record, following = run.recording.read_round(1), run.recording.read_round(2)
+    first, second = record.updates
+    assert "num_batches_tracked" not in "".join(record.global_parameters)
+    for name, buffer in following.global_buffers.items():
+        expected = (first.buffers[name].double() + second.buffers[name].double()) / 2
+        assert torch.allclose(buffer.double(), expected, rtol=1e-5), name
+        assert buffer.dtype == record.global_buffers[name].dtype
+    counters = [buffer for name, buffer in following.global_buffers.items() if name.endswith("num_batches_tracked")]
+    assert len(counters) == 20
+    assert all(counter.dtype == torch.int64 and counter.item() == 1 for counter in counters)
+
+
 def test_same_seed_same_model_other_seed_another(run_tiny):
     first, second, other = run_tiny(), run_tiny(), run_tiny("seed=1")
     assert torch.equal(_final(first), _final(second))
