@@ -13,6 +13,11 @@ import torch
 from torch import Tensor
 
 from attacker.observation import Observation
+from fl_sim.errors import FlSimError
+
+
+class DoesNotApplyError(FlSimError):
+    """The attack or label recovery is not made for this model or this update; the message says what is."""
 
 
 class Outcome(StrEnum):

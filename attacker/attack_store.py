@@ -134,7 +134,7 @@ class AttackStore:
         except (KeyError, TypeError, ValueError) as error:
             raise RecordingError(f"{folder}: {error!r}; the result is damaged or of another version") from error
 
-    def keys(self) -> tuple[ResultKey, ...]:
+    def finished(self) -> tuple[ResultKey, ...]:
         """Return the results that ended, by round, client and seed."""
         found = (ResultKey.parse(path.parent.name) for path in self.folder.glob("*/outcome.json"))
         return tuple(sorted(key for key in found if key is not None))

@@ -109,7 +109,7 @@ _queue: "Queue[TaskProgress] | None" = None
 
 def prepare_worker(queue: "Queue[TaskProgress]") -> None:
     """Set up a worker process: one thread, and progress goes to the queue."""
-    global _queue  # noqa: PLW0603 - the one way to hand a queue to a pool's workers
+    global _queue  # the one way to hand a queue to a pool's workers
     _queue = queue
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop

@@ -1,7 +1,7 @@
 """Attacks on many recorded updates: planned, spread over processes, resumed, and scored as they come in.
 
-Every (round, client, seed) of a setting is one task. Finished tasks are skipped, so that an interrupted campaign goes on
-where it was; a failed task is reported and does not stop the others.
+Every (round, client, seed) of a setting is one task. Finished tasks are skipped, so that an interrupted campaign goes
+on where it was; a failed task is reported and does not stop the others.
 """
 
 import multiprocessing
@@ -208,5 +208,3 @@ def _selected(name: str, selection: Selection, available: Sequence[int]) -> list
 
 def _spell(selection: Selection) -> str:
     return selection if isinstance(selection, str) else str(list(selection))
-
-

@@ -1,4 +1,4 @@
-"""The results of a run, one row for each attacked (round, client, setting, seed): what was granted, how it went, its score.
+"""The results of a run, one row for each (round, client, setting, seed): what was granted, how it went, its score.
 
 Rows are written in two steps that never meet: the attack's outcome first, from the recording alone; the score later,
 where the truth is at hand.
@@ -41,9 +41,7 @@ class Result:
     score: Score | None
 
 
-def score_results(
-    run: RunStore, truth: Truth, *, threshold_db: float, lpips: PerceptualDistance | None = None
-) -> int:
+def score_results(run: RunStore, truth: Truth, *, threshold_db: float, lpips: PerceptualDistance | None = None) -> int:
     """Score every result that has no score yet.
 
     Args:
@@ -57,7 +55,7 @@ def score_results(
     """
     num_scored = 0
     for store in list_attack_stores(run.attacks):
-        for key in store.keys():
+        for key in store.finished():
             path = _score_path(run, store, key)
             if path.exists():
                 continue
@@ -76,7 +74,7 @@ def read_results(run: RunStore) -> tuple[Result, ...]:
     results: list[Result] = []
     for store in list_attack_stores(run.attacks):
         setting = store.read_setting()
-        for key in store.keys():
+        for key in store.finished():
             path = _score_path(run, store, key)
             results.append(
                 Result(

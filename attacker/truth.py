@@ -55,7 +55,7 @@ class Truth:
         return torch.stack([self.label_counts(client_id) for client_id in range(len(self._data.client_indices))])
 
     def pool(self, client_id: int) -> Tensor:
-        """Return the images of the data set that the client does not hold, shape (P, C, H, W), for trivial baselines."""
+        """Return the images that the client does not hold, shape (P, C, H, W), for trivial baselines."""
         others = torch.ones(len(self._data.dataset.images), dtype=torch.bool)
         others[self._data.client_indices[client_id]] = False
         return pixels(self._data.dataset.images[others])

@@ -22,7 +22,7 @@ def gradient_on(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, T
         One gradient for each trainable tensor, by name.
 
     References:
-        McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS 2017 (FedSGD).
+        McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS 2017.
     """
     names, parameters = zip(*model.named_parameters(), strict=True)
     loss = functional.cross_entropy(model(images), labels)

@@ -148,7 +148,7 @@ class ScoringConfig:
 
     Attributes:
         recovered_threshold_db: An image counts as recovered above this PSNR.
-        alexnet_weights: File with AlexNet's ``features.*`` tensors for LPIPS; without it LPIPS is left out with a notice.
+        alexnet_weights: File with AlexNet's ``features.*`` tensors for LPIPS, which is left out without it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _FORBID

@@ -1,7 +1,7 @@
 """The wire format: Flower records to tensors and back, used by both ends.
 
-A reply carries one ArrayRecord ``arrays`` (trainable tensors and buffers, under the names of the model's state dict) and
-one MetricRecord ``metrics`` with ``num-examples``. What arrives is checked here before anything is done with it.
+A reply carries one ArrayRecord ``arrays`` (trainable tensors and buffers, under the names of the model's state dict)
+and one MetricRecord ``metrics`` with ``num-examples``. What arrives is checked here before anything is done with it.
 """
 
 from collections import OrderedDict

@@ -2,8 +2,8 @@
 
     seed(purpose, ids) = first 63 bits of SHA-256("run_seed/purpose/id/…")
 
-Two purposes never share a stream, so that adding a client or a round leaves every other draw as it was, and the order in
-which clients answer changes nothing.
+Two purposes never share a stream, so that adding a client or a round leaves every other draw as it was, and the order
+in which clients answer changes nothing.
 """
 
 import hashlib

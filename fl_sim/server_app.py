@@ -194,7 +194,8 @@ class _Evaluator:
         parameters, buffers = unpack_arrays(arrays, self._layout)
         dataset = self._data.dataset
         found = evaluate(self._model, parameters, buffers, dataset.test_images, dataset.test_labels)
-        evaluation = RoundEvaluation(server_round=server_round, accuracy=found.accuracy, loss=found.loss if math.isfinite(found.loss) else None)
+        loss = found.loss if math.isfinite(found.loss) else None
+        evaluation = RoundEvaluation(server_round=server_round, accuracy=found.accuracy, loss=loss)
         self._evaluations.append(evaluation)
         self._run.write_evaluations(self._evaluations)
         self._on_event(

@@ -17,8 +17,8 @@ TRUNCATE = 3.5
 """The window is cut this many sigmas from its middle."""
 
 
-def window_sigma(height: int, width: int) -> float:
-    """Return the sigma of the window for images of this size.
+def window_radius(height: int, width: int) -> int:
+    """Return the radius of the window for images of this size.
 
     Raises:
         ValueError: If a side is below 3 pixels, where no window of radius 1 fits.
@@ -26,6 +26,11 @@ def window_sigma(height: int, width: int) -> float:
     radius = min(STANDARD_RADIUS, (min(height, width) - 1) // 2)
     if radius < 1:
         raise ValueError(f"SSIM needs images of at least 3 x 3 pixels, got {height} x {width}")
+    return radius
+
+
+def window_sigma(radius: int) -> float:
+    """Return the sigma of a window of this radius."""
     return STANDARD_SIGMA if radius == STANDARD_RADIUS else radius / TRUNCATE
 
 
@@ -49,12 +54,14 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
         raise ValueError(f"images must have the references' shape {tuple(references.shape)}, got {tuple(images.shape)}")
     if not images.shape[0]:
         return torch.zeros(0, dtype=torch.float64)
-    similarity = structural_similarity_index_measure(
+    radius = window_radius(images.shape[-2], images.shape[-1])
+    _, local_similarity = structural_similarity_index_measure(
         to_pixels(images).double(),
         to_pixels(references).double(),
-        sigma=window_sigma(images.shape[-2], images.shape[-1]),
+        sigma=window_sigma(radius),
         data_range=1.0,
         reduction="none",
+        return_full_image=True,
     )
-    assert isinstance(similarity, Tensor)
-    return similarity.reshape(images.shape[0])
+    # Only windows that lie inside the image count, as in the paper; the library pads and averages over all.
+    return local_similarity[..., radius:-radius, radius:-radius].flatten(1).mean(dim=1)

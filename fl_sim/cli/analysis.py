@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from attacker.report.page import render
 from rich.table import Table
 
 from attacker.campaign import TaskFailure, plan_campaign
 from attacker.metrics.lpips import LpipsUnavailable, load_lpips
 from attacker.report.collect import collect_content
-from attacker.report.page import render
 from attacker.results import read_results, result_row, score_results
 from attacker.truth import Truth, read_truth
 from fl_sim.cli.campaign_progress import show_campaign

@@ -1,8 +1,8 @@
 """One process, one client after the other: the engine for tests and for a debugger.
 
-The same ServerApp and ClientApp run on a `flwr.serverapp.Grid` that hands messages over directly. Private pieces of Flower
-that stand here, and nowhere else: `TaskIdentity` (messages cannot be made without it), `Run.create_empty`, and the message
-id, which the SuperLink sets otherwise.
+The same ServerApp and ClientApp run on a `flwr.serverapp.Grid` that hands messages over directly. Private pieces of
+Flower that stand here, and nowhere else: `TaskIdentity` (messages cannot be made without it), `Run.create_empty`, and the
+message id, which the SuperLink sets otherwise.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ def run_in_process(server_app: ServerApp, client_app: ClientApp, num_clients: in
 class InProcessGrid(Grid):
     """Runs a ClientApp at the moment when its reply is asked for.
 
-    Messages are copied both ways, as a network would: Flower sends one shared record to all clients, and mods change it.
+    Messages are copied both ways, as on a network: Flower sends one shared record to all clients, and mods change it.
     """
 
     def __init__(self, client_app: ClientApp, num_clients: int) -> None:

@@ -1,7 +1,7 @@
 """Flower's Simulation Runtime on Ray: each client runs in a worker process of its own.
 
-Private or deprecated pieces of Flower that stand here, and nowhere else: `flwr.simulation.run_simulation` (deprecated in
-favour of ``flwr run``, which cannot report a failed run by its exit code).
+A deprecated piece of Flower stands here, and nowhere else: `flwr.simulation.run_simulation` (to be replaced by ``flwr
+run``, which cannot report a failed run by its exit code).
 """
 
 import logging

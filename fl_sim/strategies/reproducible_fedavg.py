@@ -1,8 +1,8 @@
 """Flower's FedAvg, made repeatable to the last bit and robust to single bad replies.
 
-Flower draws nodes with the global random state from random node ids and sums replies in order of arrival; one reply with
-a wrong tensor ends the run. Here clients are drawn by client id from our own seed, replies are summed by rising client
-id, and a bad reply is dropped before FedAvg sees it.
+Flower draws nodes with the global random state from random node ids and sums replies in order of arrival; one reply
+with a wrong tensor ends the run. Here clients are drawn by client id from our own seed, replies are summed by rising
+client id, and a bad reply is dropped before FedAvg sees it.
 """
 
 from collections.abc import Iterable

@@ -7,18 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from attacker.baselines import MEAN_IMAGE, RANDOM_IMAGES, trivial_baselines
-from attacker.matching import UNMATCHED, match
-from attacker.metrics.lpips import WEIGHTS_VARIABLE, LpipsUnavailable, load_lpips
-from attacker.metrics.psnr import PSNR_CAP_DB, pairwise_psnr_db, psnr_db
-from attacker.metrics.ssim import ssim, window_sigma
-from attacker.score_json import score_from_json, score_to_json
-from attacker.scoring import Score, count_label_errors, score
-from fl_sim.errors import RecordingError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
+
+from attacker.baselines import MEAN_IMAGE, RANDOM_IMAGES, trivial_baselines
+from attacker.matching import UNMATCHED, match
+from attacker.metrics.lpips import WEIGHTS_VARIABLE, LpipsUnavailable, load_lpips
+from attacker.metrics.psnr import PSNR_CAP_DB, pairwise_psnr_db, psnr_db
+from attacker.metrics.ssim import ssim, window_radius, window_sigma
+from attacker.score_json import score_from_json, score_to_json
+from attacker.scoring import Score, count_label_errors, score
+from fl_sim.errors import RecordingError
 
 ALEXNET_WEIGHTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "alexnet_features.pth"
 
@@ -27,6 +28,10 @@ needs_alexnet = pytest.mark.skipif(not ALEXNET_WEIGHTS.is_file(), reason=f"no Al
 
 def pictures(num: int, channels: int = 1, side: int = 12, seed: int = 0) -> Tensor:
     return torch.rand(num, channels, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def mean_difference(images: Tensor, references: Tensor) -> Tensor:
+    return (images - references).abs().mean(dim=(1, 2, 3))
 
 
 def scored(images: Tensor, truth: Tensor, **options: object) -> Score:
@@ -57,7 +62,7 @@ def test_psnr_and_ssim_agree_with_scikit_image(channels: int, side: int) -> None
             data_range=1.0,
             channel_axis=0,
             gaussian_weights=True,
-            sigma=window_sigma(side, side),
+            sigma=window_sigma(window_radius(side, side)),
             use_sample_covariance=False,
         )
         assert similarity == pytest.approx(expected, abs=1e-6)
@@ -72,9 +77,9 @@ def test_psnr_by_hand_and_clipping() -> None:
 
 def test_ssim_refuses_images_without_a_window() -> None:
     with pytest.raises(ValueError, match="at least 3 x 3"):
-        window_sigma(2, 28)
-    assert window_sigma(28, 28) == 1.5
-    assert window_sigma(3, 9) == pytest.approx(1 / 3.5)
+        window_radius(2, 28)
+    assert (window_radius(28, 28), window_sigma(5)) == (5, 1.5)
+    assert (window_radius(3, 9), window_sigma(1)) == (1, pytest.approx(1 / 3.5))
 
 
 @settings(max_examples=20, deadline=None)
@@ -195,15 +200,14 @@ def test_baselines_refuse_an_empty_pool() -> None:
 def test_json_round_trip() -> None:
     truth = pictures(5)
     baselines = trivial_baselines(truth, pictures(9, seed=3), threshold_db=20.0, generator=torch.Generator())
-    original = scored(truth[:4] * 0.9, truth, baselines=baselines, lpips=lambda a, b: (a - b).abs().mean(dim=(1, 2, 3)))
+    original = scored(truth[:4] * 0.9, truth, baselines=baselines, lpips=mean_difference)
     text = json.dumps(score_to_json(original), allow_nan=False)
     restored = score_from_json(json.loads(text))
     assert json.dumps(score_to_json(restored)) == text
     assert restored.matching == original.matching
     assert restored.label_counts == original.label_counts
     assert restored.mean_psnr_db == pytest.approx(original.mean_psnr_db, abs=1e-6)
-    assert restored.lpips is not None
-    assert restored.lpips[-1] is None or original.lpips is not None
+    assert restored.lpips == pytest.approx(original.lpips, abs=1e-6)
     assert restored.best_baseline is not None
     assert restored.best_baseline.name in (MEAN_IMAGE, RANDOM_IMAGES)
 

@@ -66,7 +66,8 @@ def test_missing_and_broken_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("a=5", 5), ("a=0.5", 0.5), ("a=true", True), ("a=[1,2]", [1, 2]), ("a=word", "word"), ("a=", "")]
+    ("text", "value"),
+    [("a=5", 5), ("a=0.5", 0.5), ("a=true", True), ("a=[1,2]", [1, 2]), ("a=word", "word"), ("a=", "")],
 )
 def test_values_are_toml_or_bare_words(text, value):
     assert split_assignment(text) == ("a", value)

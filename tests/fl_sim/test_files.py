@@ -19,7 +19,7 @@ def test_tensors_round_trip(tmp_path):
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     files.write_json(path, {"old": 1})
-    monkeypatch.setattr(files.os, "replace", _raise_disk_full)
+    monkeypatch.setattr(files.Path, "replace", _raise_disk_full)
     with pytest.raises(OSError, match="disk full"):
         files.write_json(path, {"new": 2})
     assert json.loads(path.read_text()) == {"old": 1}

@@ -23,7 +23,12 @@ CLIENT_APP = "clients.client_app:build_client_app"
 @pytest.mark.xdist_group("ray")
 def test_ray_and_one_process_give_the_same_bits(tiny, run_tiny, tmp_path):
     # More clients than workers, so that replies arrive in another order than they are summed.
-    changes = ["data.num_clients=5", "federation.clients_per_round=3", "model={name='convnet'}", "training.momentum=0.5"]
+    changes = [
+        "data.num_clients=5",
+        "federation.clients_per_round=3",
+        "training.momentum=0.5",
+        "model={name='convnet'}",
+    ]
     on_ray = create_run(tiny(*changes), tmp_path)
     kinds = [event.kind for event in run_federation(on_ray, engine="ray", client_app=CLIENT_APP)]
     in_process = run_tiny(*changes)
@@ -47,10 +52,11 @@ def test_a_failed_server_is_an_error_with_its_reason_and_log(tiny, tmp_path):
 
 def test_a_killed_server_is_an_error_too(tiny, tmp_path):
     run = create_run(tiny("federation.num_rounds=2000"), tmp_path)
+    events = run_federation(run, engine="inprocess", client_app=CLIENT_APP)
+    next(event for event in events if event.kind is EventKind.ROUND_RECORDED)
+    _kill_processes_of(run.folder)
     with pytest.raises(FederationError, match="exit code -9"):
-        for event in run_federation(run, engine="inprocess", client_app=CLIENT_APP):
-            if event.kind is EventKind.ROUND_RECORDED:
-                _kill_processes_of(run.folder)
+        list(events)
     assert run.status().state is RunState.FAILED
 
 

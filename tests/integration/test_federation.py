@@ -65,7 +65,9 @@ def test_training_learns(run_tiny):
 
 def test_clients_are_drawn_by_id_from_the_seed(run_tiny):
     def drawn(seed: int) -> list[list[int]]:
-        run = run_tiny("data.num_clients=8", "federation.clients_per_round=3", f"seed={seed}", "federation.num_rounds=4")
+        run = run_tiny(
+            "data.num_clients=8", "federation.clients_per_round=3", f"seed={seed}", "federation.num_rounds=4"
+        )
         return [list(run.recording.kept_clients(server_round)) for server_round in run.recording.rounds()]
 
     assert drawn(0) == drawn(0) != drawn(1)

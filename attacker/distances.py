@@ -1,0 +1,99 @@
+"""How far a simulated update is from the observed one.
+
+    squared_l2          sum_l ||S_l - O_l||^2
+    layer_weighted_l2   sum_l exp(-depth(l)) ||S_l - O_l||^2
+    cosine_distance     1 - <S, O> / (||S|| ||O||)
+
+S and O are mean gradients, ``-delta / (eta * U)``, by tensor name. A distance is a plain function of two such mappings
+that returns a scalar; both must name the same tensors.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from fl_sim.parameters import Parameters, check_same_names, flatten
+from fl_sim.tables import Table
+
+Distance: TypeAlias = Callable[[Parameters, Parameters], Tensor]
+
+
+def squared_l2(simulated: Parameters, observed: Parameters) -> Tensor:
+    """Return the squared Euclidean distance over all entries, shape (), >= 0.
+
+    Args:
+        simulated: Mean gradient of the simulation, by name.
+        observed: Mean gradient of the client, by name.
+
+    Raises:
+        ValueError: If the names differ.
+
+    References:
+        Zhu et al., Deep Leakage from Gradients, NeurIPS 2019, Eq. 4.
+    """
+    check_same_names(simulated, observed)
+    return torch.stack([_squared_error(simulated, observed, name) for name in simulated]).sum()
+
+
+def layer_weighted_l2(simulated: Parameters, observed: Parameters) -> Tensor:
+    """Return the squared Euclidean distance in which early layers count more, shape (), >= 0.
+
+    A layer of depth d, counted from 0 at the input, has weight exp(-d); weight and bias of a layer share a depth.
+
+    Args:
+        simulated: Mean gradient of the simulation, by name, in the model's order.
+        observed: Mean gradient of the client, by name.
+
+    Raises:
+        ValueError: If the names differ.
+
+    References:
+        Dimitrov et al., Data Leakage in Federated Averaging, TMLR 2022; the weights are those of the released code,
+        the paper does not mention them.
+    """
+    check_same_names(simulated, observed)
+    depths = layer_depths(simulated)
+    weighted = [math.exp(-depths[name]) * _squared_error(simulated, observed, name) for name in simulated]
+    return torch.stack(weighted).sum()
+
+
+def cosine_distance(simulated: Parameters, observed: Parameters) -> Tensor:
+    """Return 1 - cosine similarity of the concatenations of all tensors, shape (), in [0, 2].
+
+    Blind to the scale of either side. If one side is zero, the distance is 1.
+
+    Args:
+        simulated: Mean gradient of the simulation, by name.
+        observed: Mean gradient of the client, by name.
+
+    Raises:
+        ValueError: If the names differ.
+
+    References:
+        Geiping et al., Inverting Gradients, NeurIPS 2020, Eq. 4.
+    """
+    check_same_names(simulated, observed)
+    first = flatten(simulated)
+    second = flatten({name: observed[name] for name in simulated})
+    tiny = torch.finfo(first.dtype).tiny
+    norms = torch.linalg.vector_norm(first) * torch.linalg.vector_norm(second)
+    return 1.0 - first.dot(second) / norms.clamp_min(tiny)
+
+
+def layer_depths(parameters: Parameters) -> dict[str, int]:
+    """Return the depth of each tensor's layer, counted from 0 over layers with tensors, in the mapping's order."""
+    layers: dict[str, int] = {}
+    return {name: layers.setdefault(name.rpartition(".")[0], len(layers)) for name in parameters}
+
+
+def _squared_error(simulated: Parameters, observed: Parameters, name: str) -> Tensor:
+    return (simulated[name] - observed[name]).square().sum()
+
+
+DISTANCES: Table[Distance] = Table(
+    "distance",
+    {"squared_l2": squared_l2, "layer_weighted_l2": layer_weighted_l2, "cosine": cosine_distance},
+)

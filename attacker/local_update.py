@@ -1,0 +1,184 @@
+"""The client's local training as a differentiable function of its images.
+
+    w_0 = w_t;   v <- mu v + g;   w <- w - eta v;        returns (w_0 - w_U) / (eta U), the mean gradient
+
+Given the true images in the true order, ``full`` equals what a client computes with ``torch.optim.SGD``. The cheaper
+variants hold one full-batch gradient for several local steps, so that fewer gradients are unrolled:
+
+    full           U gradients, each of one mini-batch
+    fedsgd_epoch   E gradients, each of all images, held for the B_c steps of an epoch
+    fedsgd         1 gradient of all images at w_t, held for all U steps
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from fl_sim.parameters import Parameters, scale, subtract
+from fl_sim.records import LocalTraining
+from fl_sim.tables import Table
+
+Simulation: TypeAlias = Literal["full", "fedsgd_epoch", "fedsgd"]
+
+HeldBatch: TypeAlias = tuple[Tensor, Tensor, int]
+"""Images (n, C, H, W), labels (n,), and the number of local steps for which their mean gradient is held."""
+
+
+def simulate_local_update(
+    model: nn.Module,
+    parameters: Parameters,
+    buffers: Mapping[str, Tensor],
+    images: Tensor,
+    labels: Tensor,
+    recipe: LocalTraining,
+    *,
+    simulation: Simulation = "full",
+    order: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Return the mean gradient, ``-delta / (eta * U)``, that a client with these images would send.
+
+    The result is differentiable with respect to the images if they require a gradient; otherwise no graph is kept. The
+    loss is the mean cross-entropy over a batch; the last batch of an epoch may be smaller. The model is called in the
+    mode it is in, and nothing given is changed.
+
+    Args:
+        model: Pixels to logits; called functionally.
+        parameters: w_t, the trainable tensors by name.
+        buffers: The buffers sent out with w_t.
+        images: (N, C, H, W), the same images in each epoch, or (E, N, C, H, W), a set for each epoch; pixels.
+        labels: (N,), int64; position n of each epoch has this label.
+        recipe: E, m, eta and momentum.
+        simulation: How faithfully the steps are followed, a name of `SIMULATIONS`.
+        order: (E, N), int64: epoch e visits the images ``order[e]`` one after the other; ``None``: as they stand. Only
+            ``full`` depends on it.
+
+    Raises:
+        ValueError: If the shapes do not fit each other or the recipe.
+
+    References:
+        Dimitrov et al., Data Leakage in Federated Averaging, TMLR 2022, Algorithm 2 (SimUpdate) and Sec. 5.1.
+    """
+    _check_shapes(images, labels, recipe, order)
+    batches = SIMULATIONS[simulation](images, labels, recipe, order)
+    differentiable = images.requires_grad and torch.is_grad_enabled()
+    start = {name: tensor.detach() for name, tensor in parameters.items()}
+    # BatchNorm updates its buffers in place; the given ones stay as they are.
+    state = {name: tensor.detach().clone() for name, tensor in buffers.items()}
+    final = _unroll(model, start, state, batches, recipe, differentiable=differentiable)
+    return scale(subtract(start, final), 1.0 / (recipe.learning_rate * recipe.steps(len(labels))))
+
+
+def _unroll(
+    model: nn.Module,
+    weights: Parameters,
+    buffers: dict[str, Tensor],
+    batches: Iterator[HeldBatch],
+    recipe: LocalTraining,
+    *,
+    differentiable: bool,
+) -> dict[str, Tensor]:
+    """Return the weights after SGD with momentum over the batches."""
+    current = dict(weights)
+    velocity = {name: torch.zeros_like(tensor) for name, tensor in weights.items()} if recipe.momentum else {}
+    for images, labels, num_steps in batches:
+        gradient = _gradient(model, current, buffers, images, labels, differentiable=differentiable)
+        kept, from_velocity, from_gradient, to_velocity = _held_steps(recipe.momentum, num_steps)
+        current = _moved(current, gradient, -recipe.learning_rate * from_gradient)
+        if recipe.momentum:
+            current = _moved(current, velocity, -recipe.learning_rate * from_velocity)
+            velocity = _moved(scale(velocity, kept), gradient, to_velocity)
+    return current
+
+
+def _moved(start: Parameters, direction: Parameters, distance: float) -> dict[str, Tensor]:
+    """Return ``start + distance * direction`` in one pass over memory, which is what a local step mostly costs."""
+    return {name: torch.add(tensor, direction[name], alpha=distance) for name, tensor in start.items()}
+
+
+def _held_steps(momentum: float, num_steps: int) -> tuple[float, float, float, float]:
+    """Sum s steps of SGD with momentum mu on one held gradient g, from velocity v, in closed form.
+
+        v_s = mu^s v + (1 - mu^s) / (1 - mu) g
+        w_0 - w_s = eta (S v + (s - S) / (1 - mu) g),   S = mu + ... + mu^s = mu (1 - mu^s) / (1 - mu)
+
+    Returns:
+        The factors of v in v_s, of v in the step, of g in the step, and of g in v_s.
+    """
+    kept = momentum**num_steps
+    geometric = (1.0 - kept) / (1.0 - momentum)
+    from_velocity = momentum * geometric
+    return kept, from_velocity, (num_steps - from_velocity) / (1.0 - momentum), geometric
+
+
+def gradient_gain(recipe: LocalTraining, num_examples: int) -> float:
+    """Return the mean gradient that a client sends if its gradient is 1 in every step: 1 without momentum, else more.
+
+    Args:
+        recipe: E, m and momentum.
+        num_examples: N_c.
+    """
+    num_steps = recipe.steps(num_examples)
+    return _held_steps(recipe.momentum, num_steps)[2] / num_steps
+
+
+def _gradient(
+    model: nn.Module,
+    weights: Parameters,
+    buffers: dict[str, Tensor],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    differentiable: bool,
+) -> dict[str, Tensor]:
+    """Return the gradient of the mean cross-entropy with respect to the weights, by name."""
+    inputs = weights if differentiable else {name: tensor.detach() for name, tensor in weights.items()}
+    inputs = {name: tensor if tensor.requires_grad else tensor.requires_grad_() for name, tensor in inputs.items()}
+    with torch.enable_grad():
+        logits = functional_call(model, {**inputs, **buffers}, (images,))
+        loss = functional.cross_entropy(logits, labels)
+        gradients = torch.autograd.grad(loss, list(inputs.values()), create_graph=differentiable)
+    return dict(zip(inputs, gradients, strict=True))
+
+
+def _full(images: Tensor, labels: Tensor, recipe: LocalTraining, order: Tensor | None) -> Iterator[HeldBatch]:
+    size = recipe.batch_size or len(labels)
+    for epoch in range(recipe.epochs):
+        visited = images if images.dim() == 4 else images[epoch]
+        attributed = labels
+        if order is not None:
+            visited, attributed = visited[order[epoch]], labels[order[epoch]]
+        for batch, batch_labels in zip(visited.split(size), attributed.split(size), strict=True):
+            yield batch, batch_labels, 1
+
+
+def _fedsgd_epoch(images: Tensor, labels: Tensor, recipe: LocalTraining, order: Tensor | None) -> Iterator[HeldBatch]:
+    del order  # a full batch has none
+    for epoch in range(recipe.epochs):
+        yield images if images.dim() == 4 else images[epoch], labels, recipe.batches_per_epoch(len(labels))
+
+
+def _fedsgd(images: Tensor, labels: Tensor, recipe: LocalTraining, order: Tensor | None) -> Iterator[HeldBatch]:
+    del order
+    if images.dim() == 5 and images.shape[0] > 1:
+        raise ValueError(f"simulation 'fedsgd' takes one gradient of shared images (N, C, H, W), got {images.dim()}-d")
+    yield images if images.dim() == 4 else images[0], labels, recipe.steps(len(labels))
+
+
+SIMULATIONS: Table[Callable[[Tensor, Tensor, LocalTraining, Tensor | None], Iterator[HeldBatch]]] = Table(
+    "simulation", {"full": _full, "fedsgd_epoch": _fedsgd_epoch, "fedsgd": _fedsgd}
+)
+
+
+def _check_shapes(images: Tensor, labels: Tensor, recipe: LocalTraining, order: Tensor | None) -> None:
+    if images.dim() not in (4, 5):
+        raise ValueError(f"images must be (N, C, H, W) or (E, N, C, H, W), got shape {tuple(images.shape)}")
+    if images.dim() == 5 and images.shape[0] != recipe.epochs:
+        raise ValueError(f"images must hold one set for each of {recipe.epochs} epochs, got {images.shape[0]} sets")
+    if labels.shape != (images.shape[-4],) or not len(labels):
+        raise ValueError(f"labels must have shape ({images.shape[-4]},) with N >= 1, got {tuple(labels.shape)}")
+    if order is not None and order.shape != (recipe.epochs, len(labels)):
+        raise ValueError(f"order must have shape {(recipe.epochs, len(labels))}, got {tuple(order.shape)}")

@@ -1,0 +1,27 @@
+"""What an attacker knows about pictures before seeing an update: one file a prior; `PRIORS` names them.
+
+A prior is a plain function of images (or of their features) that returns a scalar, small for likely pictures. Keyword
+arguments are its own settings.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from attacker.priors.epoch_order import epoch_order
+from attacker.priors.feature_span import feature_span
+from attacker.priors.pixel_box import pixel_box
+from attacker.priors.quadratic_variation import quadratic_variation
+from attacker.priors.total_variation import total_variation
+from fl_sim.tables import Table
+
+PRIORS: Table[Callable[..., Tensor]] = Table(
+    "prior",
+    {
+        "total_variation": total_variation,
+        "quadratic_variation": quadratic_variation,
+        "pixel_box": pixel_box,
+        "epoch_order": epoch_order,
+        "feature_span": feature_span,
+    },
+)

@@ -1,0 +1,135 @@
+"""Campaigns: blind to the truth, resumable, and not stopped by one bad update."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attacker.attack_store import AttackStore, ResultKey
+from attacker.attack_worker import run_task
+from attacker.campaign import CampaignObserver, plan_campaign, run_campaign
+from attacker.results import read_results, result_row, score_results
+from attacker.truth import read_truth
+from fl_sim.config import AttackConfig
+from fl_sim.errors import ConfigError, MissingDataError
+from fl_sim.run_store import RunStore
+
+FAST = AttackConfig(options={"steps": 3})
+
+
+@pytest.fixture(scope="module")
+def recorded(run_tiny) -> RunStore:
+    return run_tiny()
+
+
+@pytest.fixture
+def run(recorded, tmp_path) -> RunStore:
+    """A fresh copy of a recorded run."""
+    shutil.copytree(recorded.folder, tmp_path / "run")
+    return RunStore(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["fedavg_leakage", "inverting_gradients", "feature_span"])
+def test_attacks_are_blind_delete_the_truth_and_attack_again(recorded, tmp_path, name):
+    results = []
+    for attempt in ("with", "without"):
+        run = RunStore(tmp_path / attempt)
+        shutil.copytree(recorded.folder, run.folder)
+        if attempt == "without":
+            shutil.rmtree(run.folder / "truth")
+            # Everything else from which the private images could be recomputed goes too.
+            for name_of_file in ("experiment.toml", "run.json"):
+                (run.folder / name_of_file).unlink()
+        plan = plan_campaign(run, replace(FAST, name=name, rounds=(1,), clients=(0,)))
+        for task in plan.tasks:
+            run_task(task, lambda progress: None)
+        store = AttackStore(plan.tasks[0].results)
+        results.append((store.folder / plan.tasks[0].key.folder_name / "reconstruction.safetensors").read_bytes())
+    assert results[0] == results[1]
+
+
+def test_other_seeds_see_other_things(run):
+    plan = plan_campaign(run, replace(FAST, rounds=(1,), clients=(0,), seeds=(0, 1)))
+    for task in plan.tasks:
+        run_task(task, lambda progress: None)
+    first, second = (AttackStore(task.results).read_result(task.key).images for task in plan.tasks)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.slow
+def test_a_campaign_runs_resumes_and_goes_on_past_damage(run):
+    path = run.recording.folder / "rounds" / "0001" / "client-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    seen = _Observer()
+    failures = run_campaign(plan_campaign(run, FAST), workers=2, observer=seen)
+    assert [failure.key for failure in failures] == [ResultKey(server_round=1, client_id=1, seed=0)]
+    assert "client-00001.safetensors" in failures[0].reason
+    assert len(seen.finished) == 5
+    assert seen.steps > 0
+    again = plan_campaign(run, FAST)
+    assert len(again.finished) == 5
+    assert [task.key for task in again.tasks] == [failures[0].key]
+
+
+def test_a_damaged_result_is_done_again(run):
+    plan = plan_campaign(run, replace(FAST, rounds=(1,), clients=(0, 1)))
+    for task in plan.tasks:
+        run_task(task, lambda progress: None)
+    damaged = plan.tasks[1]
+    tensors = damaged.results / damaged.key.folder_name / "reconstruction.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-4])
+    again = plan_campaign(run, replace(FAST, rounds=(1,), clients=(0, 1)))
+    assert again.tasks == (damaged,)
+
+
+def test_other_hyper_parameters_are_another_setting(run):
+    plans = [plan_campaign(run, replace(FAST, options={"steps": steps})) for steps in (3, 4)]
+    assert plans[0].setting.label != plans[1].setting.label
+    assert plans[0].setting.options.keys() > {"steps"}  # defaults are spelled out
+
+
+def test_granted_label_counts_come_from_the_truth_and_are_marked(run):
+    plan = plan_campaign(run, replace(FAST, threat_model="known_label_counts", rounds=(1,), clients=(2,)))
+    truth = read_truth(run.folder)
+    assert plan.tasks[0].label_counts == tuple(truth.label_counts(2).tolist())
+    run_task(plan.tasks[0], lambda progress: None)
+    AttackStore(plan.tasks[0].results).write_setting(plan.setting)
+    assert score_results(run, truth, threshold_db=20.0) == 1
+    row = result_row(read_results(run)[0])
+    assert row["label_count_error"] == 0
+    assert not row["realistic"]
+    assert "label_counts" in row["granted"]
+
+
+def test_without_the_truth_nothing_is_granted_and_nothing_scored(run):
+    shutil.rmtree(run.folder / "truth")
+    with pytest.raises(MissingDataError, match="without the truth"):
+        read_truth(run.folder)
+    with pytest.raises(MissingDataError):
+        plan_campaign(run, replace(FAST, threat_model="known_label_counts"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounds": (7,)}, r"rounds: 7 is not in the recording; recorded: \[1, 2\]"),
+        ({"clients": (9,)}, "no stored update matches rounds all and clients \\[9\\]"),
+        ({"name": "magic"}, "unknown attack"),
+        ({"options": {"stepz": 3}}, "attack.options: unknown key 'stepz'"),
+    ],
+)
+def test_impossible_plans_are_refused(run, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_campaign(run, replace(FAST, **changes))
+
+
+class _Observer(CampaignObserver):
+    def __init__(self):
+        self.finished, self.steps = [], 0
+
+    def on_step(self, key, progress):
+        self.steps += 1
+
+    def on_finished(self, key):
+        self.finished.append(key)
