@@ -5,7 +5,7 @@ Pydantic does the checking against the annotations of the target, a function or 
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
@@ -40,6 +40,9 @@ def check_options(target: Callable[..., Any], options: Mapping[str, Any], *, whe
     if unknown:
         known = ", ".join(sorted(accepted)) or "none"
         raise ConfigError(f"{where}: unknown key {unknown[0]!r}; known keys: {known}")
+    missing = sorted(name for name, required in _required_arguments(target).items() if required and name not in options)
+    if missing:
+        raise ConfigError(f"{where}: {missing[0]!r} is required, got {sorted(options) or 'no options'}")
     checked = create_model("Options", __config__=_STRICT_KEYS, **{name: accepted[name] for name in options})  # type: ignore[call-overload]
     try:
         model = checked.model_validate(dict(options))
@@ -104,15 +107,11 @@ def describe_options(target: Any) -> list[str]:
     """Return one line ``name = default`` for each option that a person can set; empty for what takes none."""
     if not callable(target):
         return []
-    if is_dataclass(target):
-        return [f"{field.name}{_default(field.default)}" for field in fields(target) if field.init]
-    accepted = _accepted_arguments(target)
     parameters = inspect.signature(target).parameters
-    return [f"{name}{_default(parameters[name].default)}" for name in accepted]
-
-
-def _default(default: Any) -> str:
-    return " (required)" if default in (MISSING, inspect.Parameter.empty) else f" = {default!r}"
+    return [
+        f"{name} (required)" if required else f"{name} = {parameters[name].default!r}"
+        for name, required in _required_arguments(target).items()
+    ]
 
 
 def _dotted(location: tuple[int | str, ...], where: str) -> str:
@@ -130,6 +129,11 @@ def _known_keys(kind: Any, location: tuple[int | str, ...]) -> list[str]:
         if kind is None:
             return []
     return sorted(field.name for field in fields(kind)) if is_dataclass(kind) else []
+
+
+def _required_arguments(target: Callable[..., Any]) -> dict[str, bool]:
+    parameters = inspect.signature(target).parameters
+    return {name: parameters[name].default is inspect.Parameter.empty for name in _accepted_arguments(target)}
 
 
 def _accepted_arguments(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:

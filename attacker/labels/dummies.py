@@ -1,19 +1,13 @@
 """Stand-ins for the private images, drawn from public facts only: shape, mean and standard deviation of each channel."""
 
-from collections.abc import Callable
-from typing import Literal, TypeAlias
-
 import numpy as np
 import torch
 from scipy.special import betaincinv, ndtr
 from torch import Tensor
 
 from fl_sim.records import DatasetSpec
-from fl_sim.tables import Table
 
-DummyKind: TypeAlias = Literal["white_noise", "blobs"]
-
-NUM_DUMMIES = 1000
+NUM_DUMMIES = 600
 _BLOBS_PER_SIDE = 7.0
 
 
@@ -85,8 +79,3 @@ def _with_moments(uniform: np.ndarray, mean: float, std: float) -> Tensor:
 
 def _channelwise(values: tuple[float, ...]) -> Tensor:
     return torch.tensor(values).reshape(-1, 1, 1)
-
-
-DUMMIES: Table[Callable[[DatasetSpec, int, torch.Generator], Tensor]] = Table(
-    "kind of dummy images", {"white_noise": white_noise, "blobs": blobs}
-)

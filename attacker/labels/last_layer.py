@@ -6,7 +6,6 @@ For softmax and cross-entropy, with p the mean softmax, lambda the label counts 
     weight gradient   (p_k - lambda_k / N) o     summed over inputs, for o alike for all images
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,10 @@ from torch import Tensor, nn
 from attacker.attack import DoesNotApplyError
 from attacker.layer_inputs import inputs_of_layer, tensor_name
 from attacker.observation import Observation
+from attacker.placement import device_of, dtype_of
 from fl_sim.parameters import Parameters
+
+_CHUNK = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,19 +27,6 @@ class LastLayer:
     module: str
     weight: str
     bias: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Statistics:
-    """What dummy images look like to the last layer.
-
-    Attributes:
-        softmax: (K,), the mean softmax p.
-        feature_sum: (), the mean of the sum of the layer's inputs, O.
-    """
-
-    softmax: Tensor
-    feature_sum: Tensor
 
 
 def find_last_layer(model: nn.Module, num_classes: int) -> LastLayer:
@@ -67,22 +56,24 @@ def find_last_layer(model: nn.Module, num_classes: int) -> LastLayer:
     )
 
 
-def statistics_of(
-    observation: Observation,
-    layer: LastLayer,
-    parameters: Parameters,
-    buffers: Mapping[str, Tensor],
-    images: Tensor,
-) -> Statistics:
-    """Run dummy images through the model.
+def features_and_logits(
+    observation: Observation, layer: LastLayer, parameters: Parameters, images: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run dummy images through the model, without a graph.
 
     Args:
-        observation: Gives the model.
+        observation: Gives the model and its buffers.
         layer: Its last layer.
         parameters: The weights to take.
-        buffers: The buffers to take.
         images: (D, C, H, W), dummy images in pixel units.
+
+    Returns:
+        The inputs of the last layer (D, F) and the logits (D, K).
     """
+    images = images.to(device_of(observation), dtype_of(observation))
     with torch.no_grad():
-        features, logits = inputs_of_layer(observation.model, layer.module, parameters, buffers, images)
-    return Statistics(softmax=logits.softmax(dim=1).mean(dim=0), feature_sum=features.sum(dim=1).mean())
+        parts = [
+            inputs_of_layer(observation.model, layer.module, parameters, observation.global_buffers, chunk)
+            for chunk in images.split(_CHUNK)
+        ]
+    return torch.cat([features for features, _ in parts]), torch.cat([logits for _, logits in parts])

@@ -7,7 +7,6 @@ at 3.5 sigma: an 8 x 8 image is measured with a 7 x 7 window. Such values compar
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from attacker.metrics.psnr import to_pixels
 
@@ -50,6 +49,9 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
     References:
         Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity, TIP 2004.
     """
+    # Imported here: torchmetrics takes seconds to import, and most commands score nothing.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     if images.shape != references.shape:
         raise ValueError(f"images must have the references' shape {tuple(references.shape)}, got {tuple(images.shape)}")
     if not images.shape[0]:

@@ -1,6 +1,6 @@
 """Every epoch visits the same images, in whatever order.
 
-    mean over pairs of epochs (e, f) of  || g(X_e) - g(X_f) ||,   g unaware of the order within an epoch
+mean over pairs of epochs (e, f) of  || g(X_e) - g(X_f) ||,   g unaware of the order within an epoch
 """
 
 import math

@@ -37,7 +37,8 @@ def update_span(weight_update: Tensor, rank: int) -> Tensor:
     """Return V (F, R), the leading right singular vectors of a weight matrix's update.
 
     Args:
-        weight_update: (H, F), update or mean gradient of the first fully connected layer's weight.
+        weight_update: (H, F), update or mean gradient of the first fully connected layer's weight; entries that are not
+            finite count as 0.
         rank: R, the number of directions, >= 1; at most min(H, F) are returned.
 
     Raises:
@@ -49,5 +50,5 @@ def update_span(weight_update: Tensor, rank: int) -> Tensor:
     if rank < 1:
         raise ValueError(f"rank must be >= 1, got {rank}")
     # In double precision: the directions of small singular values are the ones that matter here.
-    right = torch.linalg.svd(weight_update.double(), full_matrices=False).Vh
+    right = torch.linalg.svd(weight_update.double().nan_to_num(0.0, 0.0, 0.0), full_matrices=False).Vh
     return right[:rank].T.to(weight_update.dtype).contiguous()

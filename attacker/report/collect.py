@@ -4,7 +4,7 @@ import shlex
 import time
 from typing import Any
 
-from attacker.report.content import AttackResult, ReportContent, RoundEvaluation
+from attacker.report.content import AttackResult, ReportContent
 from attacker.results import Result, read_results
 from attacker.truth import Truth
 from fl_sim.config import DefenseConfig, Experiment
@@ -28,14 +28,7 @@ def collect_content(run: RunStore, truth: Truth | None, notices: tuple[str, ...]
         run_name=run.folder.name,
         created=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         summary=_summary(run, experiment),
-        evaluations=tuple(
-            RoundEvaluation(
-                server_round=evaluation.server_round,
-                accuracy=evaluation.accuracy,
-                loss=float("nan") if evaluation.loss is None else evaluation.loss,
-            )
-            for evaluation in run.evaluations()
-        ),
+        evaluations=run.evaluations(),
         failures=tuple(
             failure for server_round in run.recording.rounds() for failure in run.recording.read_failures(server_round)
         ),

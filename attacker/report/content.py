@@ -7,21 +7,7 @@ from torch import Tensor
 from attacker.observation import ThreatModel
 from attacker.scoring import Score
 from fl_sim.records import ReplyFailure
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundEvaluation:
-    """The global model on the test set.
-
-    Attributes:
-        server_round: The round after which it was evaluated; 0 is the initial model.
-        accuracy: In [0, 1].
-        loss: Mean loss; need not be finite.
-    """
-
-    server_round: int
-    accuracy: float
-    loss: float
+from fl_sim.run_store import RoundEvaluation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -7,16 +7,17 @@ from statistics import fmean
 
 import numpy as np
 import torch
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, PercentFormatter
-from markupsafe import Markup
 from torch import Tensor
 
 from attacker.baselines import MEAN_IMAGE, RANDOM_IMAGES, Baseline
-from attacker.report.content import AttackResult, RoundEvaluation
+from attacker.report.content import AttackResult
 from attacker.report.themed_svg import MUTED, SERIES, SURFACE, draw_svg
 from attacker.scoring import Score
+from fl_sim.run_store import RoundEvaluation
 
 HEIGHT = 230
 MAX_CURVE_POINTS = 200
@@ -60,12 +61,12 @@ def plot_accuracy(evaluations: Sequence[RoundEvaluation]) -> Plot:
 
 def plot_loss(evaluations: Sequence[RoundEvaluation]) -> Plot:
     """Draw the test loss by round."""
-    values = [evaluation.loss for evaluation in evaluations]
+    values = [math.nan if evaluation.loss is None else evaluation.loss for evaluation in evaluations]
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         _draw_by_round(axes, evaluations, values)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * max((value for value in values if math.isfinite(value)), default=1.0))
 
     last = f"{values[-1]:.3g} after round {evaluations[-1].server_round}"
     return Plot(
@@ -122,6 +123,7 @@ def plot_matching_loss(losses: Tensor, *, name: str) -> Plot | None:
         axes.plot(steps[kept].numpy(), values[kept].numpy(), color=SERIES[0])
         if values.min() > 0 and values.max() > 10 * values.min():
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.minorticks_off()
         axes.set_xlabel("step")
         axes.margins(x=0.01)
@@ -159,11 +161,15 @@ def plot_label_skew(counts: Tensor, class_names: Sequence[str], attacked_clients
         # Between the picture and the numbers, so that no cell is covered.
         axes.tick_params(axis="y", pad=12)
         marked = [client for client in attacked_clients if 0 <= client < num_clients]
-        axes.scatter([-0.5 - 0.016 * num_classes] * len(marked), marked, marker=">", s=36, color=SERIES[3], clip_on=False)
+        axes.scatter(
+            [-0.5 - 0.016 * num_classes] * len(marked), marked, marker=">", s=36, color=SERIES[3], clip_on=False
+        )
         axes.set_xlim(-0.5, num_classes - 0.5)
 
     height = int(np.clip(90 + 17 * num_clients, 150, 520))
-    described = f"Images of each class for {num_clients} clients and {num_classes} classes; the fullest cell has {largest}."
+    described = (
+        f"Images of each class for {num_clients} clients and {num_classes} classes; the fullest cell has {largest}."
+    )
     legend = (
         LegendEntry(key="skew-empty", name="0"),
         LegendEntry(key="skew-full", name=f"{largest} images"),
@@ -178,8 +184,7 @@ def plot_label_skew(counts: Tensor, class_names: Sequence[str], attacked_clients
 
 def _draw_by_round(axes: Axes, evaluations: Sequence[RoundEvaluation], values: Sequence[float]) -> None:
     rounds = [evaluation.server_round for evaluation in evaluations]
-    finite = [value if math.isfinite(value) else math.nan for value in values]
-    axes.plot(rounds, finite, color=SERIES[0], marker="o" if len(rounds) <= 40 else "")
+    axes.plot(rounds, list(values), color=SERIES[0], marker="o" if len(rounds) <= 40 else "")
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
@@ -243,7 +248,9 @@ def _plot_leakage(
         for (kind, found), style in zip(guesses.items(), ("dashed", "dotted"), strict=True)
         if found
     ]
-    svg = draw_svg(draw, name=name, height=HEIGHT, description=f"{title} by {'round' if by_round else 'client'}: {described}.")
+    svg = draw_svg(
+        draw, name=name, height=HEIGHT, description=f"{title} by {'round' if by_round else 'client'}: {described}."
+    )
     return Plot(title=title, svg=svg, legend=tuple(legend))
 
 
@@ -275,7 +282,9 @@ def _draw_level(axes: Axes, points: Sequence[tuple[int, float]], style: str) -> 
     """Draw the mean at each position as a short dash of its own: a baseline belongs to one private batch."""
     means = _means(points)
     if len(means) <= 12:
-        axes.hlines(list(means.values()), [x - 0.38 for x in means], [x + 0.38 for x in means], MUTED, style, linewidth=1.6)
+        axes.hlines(
+            list(means.values()), [x - 0.38 for x in means], [x + 0.38 for x in means], MUTED, style, linewidth=1.6
+        )
     else:
         axes.plot(list(means), list(means.values()), color=MUTED, linestyle=style, linewidth=1.6)
 

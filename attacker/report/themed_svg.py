@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Callable
 
 import matplotlib
-from matplotlib.figure import Figure
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 INK = "#010203"
 MUTED = "#040506"
@@ -78,7 +78,7 @@ def draw_svg(draw: Callable[[Figure], None], *, name: str, height: int, descript
         stream = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
-    return Markup(_embed(stream.getvalue(), name, height, description))  # noqa: S704 - matplotlib escapes text
+    return Markup(_embed(stream.getvalue(), name, height, description))
 
 
 def _embed(svg: str, name: str, height: int, description: str) -> str:
@@ -93,7 +93,7 @@ def _embed(svg: str, name: str, height: int, description: str) -> str:
     opening = Markup('<svg class="plot" role="img" aria-label="{}" viewBox="0 0 {} {}">').format(
         description, WIDTH, height
     )
-    return opening + Markup(_prefix_ids(body, name))  # noqa: S704 - as above
+    return opening + Markup(_prefix_ids(body, name))
 
 
 def _round_coordinates(attribute: str) -> str:

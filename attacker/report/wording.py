@@ -16,7 +16,7 @@ _PIECES = {
 
 def decibel(value: float | None) -> str:
     """Return a PSNR with its unit."""
-    return NOTHING if value is None else f"{value:.1f} dB"
+    return NOTHING if value is None else f"{value:.1f}\N{NO-BREAK SPACE}dB"
 
 
 def fraction(value: float | None) -> str:
@@ -26,7 +26,7 @@ def fraction(value: float | None) -> str:
 
 def percent(share: float) -> str:
     """Return a share in [0, 1]."""
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
 def duration(seconds: float) -> str:

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from attacker.report.page import render
+from rich import box
 from rich.table import Table
 
 from attacker.campaign import TaskFailure, plan_campaign
 from attacker.metrics.lpips import LpipsUnavailable, load_lpips
 from attacker.report.collect import collect_content
+from attacker.report.page import render
 from attacker.results import read_results, result_row, score_results
 from attacker.truth import Truth, read_truth
 from fl_sim.cli.campaign_progress import show_campaign
@@ -61,25 +62,30 @@ def write_page(run: RunStore, truth: Truth | None, notices: tuple[str, ...]) -> 
 
 
 def scores_table(run: RunStore) -> Table:
-    """Return one line for each result, with what it is to be compared with."""
-    table = Table(title=f"what leaked: {run.folder.name}", title_justify="left")
+    """Return one line for each result, with what it is to be compared with; fits 80 columns."""
+    table = Table(
+        title=f"what leaked: {run.folder.name}",
+        caption="PSNR in dB; guess: PSNR of the mean image of the rest of the data; found: share of images above the "
+        "threshold; * marks an upper bound, everything else is what an honest-but-curious server has.",
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE,
+    )
     for heading in ("round", "client"):
         table.add_column(heading, justify="right")
-    for heading in ("attack", "threat model"):
-        table.add_column(heading)
-    for heading in ("PSNR dB", "mean image dB", "SSIM", "recovered", "wrong labels", "seconds"):
+    table.add_column("attack", no_wrap=True)
+    for heading in ("PSNR", "guess", "SSIM", "found", "wrong labels", "sec"):
         table.add_column(heading, justify="right")
     for row in map(result_row, read_results(run)):
         table.add_row(
             str(row["round"]),
             str(row["client"]),
-            row["attack"],
-            row["threat_model"],
+            row["attack"] + ("" if row["realistic"] else " *"),
             _number(row["mean_psnr_db"], ".1f"),
             _number(row.get("baseline_mean_image_psnr_db"), ".1f"),
             _number(row["mean_ssim"], ".2f"),
             _number(row["recovered_share"], ".0%"),
-            _number(row["label_count_error"], "d"),
+            "–" if row["num_images"] is None else f"{row['label_count_error']}/{row['num_images']}",
             _number(row["seconds"], ".0f"),
         )
     return table

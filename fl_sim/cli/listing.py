@@ -4,11 +4,11 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-from attacker.recipes import ATTACKS
 from rich.table import Table as RichTable
 
 from attacker.labels import LABEL_RECOVERIES
 from attacker.priors import PRIORS
+from attacker.recipes import ATTACKS
 from attacker.threat_models import THREAT_MODELS
 from clients.defenses import DEFENSES
 from fl_sim.cli.terminal import output

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from fl_sim.cli import app
 from fl_sim.run_store import list_runs
 
 FL_SIM = str(Path(sys.executable).parent / "fl-sim")
@@ -109,9 +111,9 @@ def test_runs_and_report(workplace):
         ("threat-models", "known_label_counts"),
     ],
 )
-def test_list(tmp_path, kind, name):
-    done = fl_sim("list", kind, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_list(kind, name):
+    done = CliRunner().invoke(app, ["list", kind])
+    assert done.exit_code == 0, done.output
     assert name in done.stdout
 
 
@@ -127,15 +129,16 @@ def test_list(tmp_path, kind, name):
         (["run", "--set", "attack.options.steps=0"], "steps must be >= 1, got 0"),
         (["run", "--set", "attack.threat_model=oracle"], "unknown threat model 'oracle'"),
         (["run", "--set", "attack.clients=[9]"], "attack.clients: expected numbers from 0 to 3, got 9"),
-        (["run", "--set", "defenses=[{name='clipping'}]"], "defenses.0.options"),
+        (["run", "--set", "defenses=[{name='clipping'}]"], "defenses.0.options: 'clip_norm' is required"),
         (["run", "--set", "data.num_clients=100000"], "too few"),
         (["run", "--engine", "warp"], "--engine: expected one of ray, inprocess, got 'warp'"),
         (["attack", "latest"], "no runs in"),
     ],
 )
-def test_mistakes_are_one_line_exit_2_and_nothing_is_written(tmp_path, arguments, message):
-    done = fl_sim(*arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
+def test_mistakes_are_one_line_exit_2_and_nothing_is_written(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2, done.output
     assert message in done.stderr
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1

@@ -1,0 +1,127 @@
+"""An observed update as a problem to be solved: labels attributed, units and order of tensors settled.
+
+observation -> labels (recovered or granted), w_t and observed mean gradient in the model's order, pixels <-> normalised
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attacker.labels import LABEL_RECOVERIES
+from attacker.local_update import Simulation, simulate_local_update
+from attacker.observation import Observation, mean_gradient
+from attacker.placement import device_of, dtype_of, in_place_of_update
+from fl_sim.parameters import Parameters, check_same_names
+from fl_sim.records import LocalTraining
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InversionProblem:
+    """What gradient matching works on; every tensor lies on the device of the update.
+
+    Attributes:
+        model: The architecture, in training mode.
+        parameters: w_t, in the model's order.
+        buffers: The buffers sent out with w_t.
+        observed: The client's mean gradient, in the model's order.
+        recipe: E, m, eta, momentum.
+        labels: (N,), the class attributed to each image, in a random order.
+        mean: (C, 1, 1), public mean in pixel units.
+        std: (C, 1, 1), public standard deviation in pixel units.
+        image_shape: (C, H, W).
+    """
+
+    model: nn.Module
+    parameters: Parameters
+    buffers: Mapping[str, Tensor]
+    observed: Parameters
+    recipe: LocalTraining
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+    image_shape: tuple[int, int, int]
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.labels)
+
+    @property
+    def num_steps(self) -> int:
+        """U, the client's local steps."""
+        return self.recipe.steps(self.num_images)
+
+    def to_pixels(self, normalised: Tensor) -> Tensor:
+        """Return ``mean + std * z``, shape (..., C, H, W)."""
+        return self.mean + self.std * normalised
+
+    def to_normalised(self, pixels: Tensor | float) -> Tensor:
+        """Return ``(pixels - mean) / std``, broadcast to the channels."""
+        return (pixels - self.mean) / self.std
+
+    def simulate(self, pixels: Tensor, simulation: Simulation) -> dict[str, Tensor]:
+        """Return the mean gradient of a client with these images; see `simulate_local_update`."""
+        return simulate_local_update(
+            self.model, self.parameters, self.buffers, pixels, self.labels, self.recipe, simulation=simulation
+        )
+
+    def noise(self, generator: torch.Generator, *, num_sets: int | None = None) -> Tensor:
+        """Draw N(0, 1): (N, C, H, W), or (V, N, C, H, W) for ``num_sets`` V."""
+        shape = (self.num_images, *self.image_shape)
+        drawn = torch.randn(shape if num_sets is None else (num_sets, *shape), generator=generator)
+        return drawn.to(self.mean)
+
+
+def inversion_problem(observation: Observation, label_recovery: str, generator: torch.Generator) -> InversionProblem:
+    """Settle everything about an observation that does not depend on the images.
+
+    The client's order is unknown: labels stand in a random order, which also is the guess of the split into batches.
+    Sorted ones would make nearly class-pure batches, which cost quality when measured.
+
+    Args:
+        observation: What the attack sees.
+        label_recovery: A name of LABEL_RECOVERIES, used where label counts are not granted.
+        generator: Draws dummy images and the order.
+
+    Raises:
+        ConfigError: If the label recovery is unknown.
+        DoesNotApplyError: If the label recovery does not apply to the model or the update.
+        NotGrantedError: If N_c or the recipe of local training is not granted.
+        ValueError: If the update's names are not those of the model's trainable tensors.
+    """
+    local = in_place_of_update(observation)
+    counts = label_counts(local, label_recovery, generator)
+    labels = torch.arange(len(counts)).repeat_interleave(counts)[torch.randperm(int(counts.sum()), generator=generator)]
+    names = {name: tensor.detach() for name, tensor in local.model.named_parameters()}
+    gradient = mean_gradient(local)
+    check_same_names(names, gradient)
+    device, dtype = device_of(local), dtype_of(local)
+    return InversionProblem(
+        model=local.model,
+        # The order of the model: distances weight layers by it, and files do not keep one.
+        parameters={name: local.global_parameters[name] for name in names},
+        buffers=local.global_buffers,
+        observed={name: gradient[name] for name in names},
+        recipe=local.require_local_training(),
+        labels=labels.to(device),
+        mean=torch.tensor(local.dataset.mean, device=device, dtype=dtype).reshape(-1, 1, 1),
+        std=torch.tensor(local.dataset.std, device=device, dtype=dtype).reshape(-1, 1, 1),
+        image_shape=local.dataset.image_shape,
+    )
+
+
+def label_counts(observation: Observation, label_recovery: str, generator: torch.Generator) -> Tensor:
+    """Return the granted label counts, or recover them: (K,), int64, on the CPU.
+
+    Raises:
+        ValueError: If granted counts do not sum to N_c.
+    """
+    granted = observation.knowledge.label_counts
+    if granted is None:
+        return LABEL_RECOVERIES[label_recovery](observation, generator=generator)
+    num_examples = observation.require_num_examples()
+    if int(granted.sum()) != num_examples:
+        raise ValueError(f"label_counts must sum to num_examples = {num_examples}, got {int(granted.sum())}")
+    return granted.cpu().long()

@@ -1,0 +1,26 @@
+"""Complete attacks, most of them a paper's, as compositions of the library's parts: one file each; `ATTACKS` names them.
+
+An entry is a frozen dataclass type. Its fields are the hyper-parameters, all with defaults; its instances are called with
+an observation, see `attacker.attack.Attack`.
+"""
+
+from collections.abc import Callable
+
+from attacker.analytic import AnalyticFullyConnected
+from attacker.attack import Attack
+from attacker.recipes.feature_span import FeatureSpan
+from attacker.recipes.fedavg_leakage import FedAvgLeakage
+from attacker.recipes.inverting_gradients import InvertingGradients
+from fl_sim.tables import Table
+
+ATTACKS: Table[Callable[..., Attack]] = Table(
+    "attack",
+    {
+        "fedavg_leakage": FedAvgLeakage,
+        "feature_span": FeatureSpan,
+        "inverting_gradients": InvertingGradients,
+        "analytic": AnalyticFullyConnected,
+    },
+)
+
+__all__ = ["ATTACKS", "AnalyticFullyConnected", "FeatureSpan", "FedAvgLeakage", "InvertingGradients"]

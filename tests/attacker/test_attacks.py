@@ -1,0 +1,346 @@
+"""Every attack on small known problems that it must solve, against the best constant picture as the trivial baseline."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import pytest
+import torch
+from small_problems import FULL_KNOWLEDGE, NO_COUNTS, cnn, mlp, observe, pictures, seeded, spec
+from torch import Tensor, nn
+
+from attacker.attack import DoesNotApplyError, Outcome, Progress, Reconstruction
+from attacker.gradient_matching import Objective, Search, minimise
+from attacker.inversion_problem import inversion_problem
+from attacker.matching import match
+from attacker.metrics.psnr import psnr_db
+from attacker.observation import NotGrantedError, Observation, ThreatModel
+from attacker.placement import on_device
+from attacker.recipes import ATTACKS, FeatureSpan, FedAvgLeakage, InvertingGradients
+from attacker.recipes.leakage_constants import leakage_constants
+from attacker.schedules import Constant, ContinuousDecay, CosineDecay, GeometricRamp, StepDecay
+from attacker.wrappers import BestOf
+from fl_sim.models import Normalisation
+from fl_sim.options import build
+from fl_sim.records import LocalTraining
+
+GREY, COLOUR = spec(), spec(channels=3)
+LOCAL = LocalTraining(epochs=2, batch_size=2, learning_rate=0.05)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A client, and the decibels above the trivial baseline that an attack must reach."""
+
+    attack: str
+    options: dict[str, Any] = field(default_factory=dict)
+    channels: int = 1
+    num_images: int = 1
+    model: Callable[..., nn.Module] = cnn
+    recipe: LocalTraining | None = None
+    threat_model: ThreatModel = NO_COUNTS
+    gain_db: float
+
+    def private_batch(self) -> tuple[Tensor, Tensor]:
+        return pictures(self.num_images, self.channels, seed=3), torch.arange(self.num_images) % 4
+
+    def observe(self) -> Observation:
+        data = spec(channels=self.channels)
+        images, labels = self.private_batch()
+        return observe(self.model(data), data, images, labels, recipe=self.recipe, threat_model=self.threat_model)
+
+
+PROBLEMS = {
+    "analytic: one image": Problem(attack="analytic", model=mlp, gain_db=60),
+    "inverting gradients: one image": Problem(attack="inverting_gradients", options={"steps": 400}, gain_db=8),
+    "inverting gradients: colour": Problem(attack="inverting_gradients", options={"steps": 400}, channels=3, gain_db=8),
+    "inverting gradients: local steps": Problem(
+        attack="inverting_gradients", options={"steps": 300}, num_images=2, recipe=LOCAL, gain_db=6
+    ),
+    "inverting gradients: plain Adam, no box, best iterate": Problem(
+        attack="inverting_gradients",
+        options={"steps": 300, "signed": False, "box": False, "keep": "best"},
+        gain_db=8,
+    ),
+    "fedavg leakage: fedsgd": Problem(attack="fedavg_leakage", options={"steps": 150}, num_images=3, gain_db=6),
+    "fedavg leakage: local epochs": Problem(
+        attack="fedavg_leakage", options={"steps": 150}, num_images=4, recipe=LOCAL, gain_db=6
+    ),
+    "fedavg leakage: known counts": Problem(
+        attack="fedavg_leakage",
+        options={"steps": 150},
+        num_images=4,
+        recipe=LOCAL,
+        threat_model=FULL_KNOWLEDGE,
+        gain_db=6,
+    ),
+    "fedavg leakage: shared images": Problem(
+        attack="fedavg_leakage",
+        options={"steps": 150, "variables": "shared"},
+        num_images=4,
+        recipe=LOCAL,
+        gain_db=6,
+    ),
+    "fedavg leakage: one step per epoch": Problem(
+        attack="fedavg_leakage",
+        options={"steps": 150, "variables": "shared", "simulation": "fedsgd_epoch"},
+        num_images=4,
+        recipe=LOCAL,
+        gain_db=6,
+    ),
+    "fedavg leakage: one gradient": Problem(
+        attack="fedavg_leakage",
+        options={"steps": 150, "variables": "shared", "simulation": "fedsgd"},
+        num_images=2,
+        recipe=LOCAL,
+        gain_db=4,
+    ),
+    "fedavg leakage: cosine": Problem(
+        attack="fedavg_leakage", options={"steps": 200, "loss": "cosine"}, num_images=2, recipe=LOCAL, gain_db=6
+    ),
+    "fedavg leakage: colour": Problem(
+        attack="fedavg_leakage", options={"steps": 300}, channels=3, num_images=2, recipe=LOCAL, gain_db=6
+    ),
+    "fedavg leakage: colour, cosine": Problem(
+        attack="fedavg_leakage",
+        options={"steps": 300, "loss": "cosine"},
+        channels=3,
+        num_images=2,
+        recipe=LOCAL,
+        gain_db=5,
+    ),
+    "feature span: fedsgd": Problem(attack="feature_span", options={"steps": 150}, num_images=3, gain_db=8),
+    "feature span: local epochs": Problem(
+        attack="feature_span", options={"steps": 150}, num_images=4, recipe=LOCAL, gain_db=8
+    ),
+    "feature span: full simulation, known background": Problem(
+        attack="feature_span",
+        options={"steps": 150, "simulation": "full", "background": 0.5},
+        num_images=4,
+        recipe=LOCAL,
+        gain_db=8,
+    ),
+}
+
+
+def run(attack, observation: Observation, seed: int = 0, **options) -> Reconstruction:
+    return attack(observation, generator=torch.Generator().manual_seed(seed), **options)
+
+
+def decibels(images: Tensor, truth: Tensor) -> float:
+    return psnr_db(images[match(truth, images)], truth).mean().item()
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_attacks_solve_what_they_must(name: str) -> None:
+    problem = PROBLEMS[name]
+    truth, labels = problem.private_batch()
+    reconstruction = run(build(ATTACKS[problem.attack], problem.options, where="options"), problem.observe())
+    # Not even a server that knew each picture's mean colour could do better with a constant picture.
+    baseline = decibels(truth.mean(dim=(-2, -1), keepdim=True).expand_as(truth), truth)
+    assert decibels(reconstruction.images, truth) > baseline + problem.gain_db
+    assert reconstruction.images.shape == truth.shape
+    assert reconstruction.images.min() >= 0
+    assert reconstruction.images.max() <= 1
+    assert torch.equal(reconstruction.labels.sort().values, labels)
+    assert reconstruction.outcome is Outcome.FINISHED
+    assert len(reconstruction.losses) == problem.options.get("steps", 0)
+
+
+def test_every_attack_has_a_problem_and_a_description() -> None:
+    assert {problem.attack for problem in PROBLEMS.values()} == set(ATTACKS)
+    for attack in ATTACKS.values():
+        assert "References:" in (attack.__doc__ or "")
+        assert attack() == build(attack, {}, where="options")
+
+
+SHORT: dict[str, dict[str, Any]] = {
+    "fedavg_leakage": {"steps": 3},
+    "feature_span": {"steps": 3},
+    "inverting_gradients": {"steps": 3},
+    "analytic": {},
+}
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name != "analytic"])
+def test_the_generator_decides_and_nothing_else(name: str) -> None:
+    observation = Problem(attack=name, num_images=2, recipe=LOCAL, gain_db=0).observe()
+    before = {key: tensor.clone() for key, tensor in observation.delta.items()}
+    attack = build(ATTACKS[name], SHORT[name], where="options")
+    first = run(attack, observation)
+    torch.manual_seed(77)
+    again, other = run(attack, observation), run(attack, observation, seed=1)
+    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.losses, again.losses)
+    assert not torch.equal(first.images, other.images)
+    assert all(torch.equal(before[key], tensor) for key, tensor in observation.delta.items())
+    assert all(tensor.grad is None for tensor in observation.model.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name != "analytic"])
+def test_progress_counts_the_steps_through_all_restarts(name: str) -> None:
+    observation = Problem(attack=name, gain_db=0).observe()
+    seen: list[Progress] = []
+    attack = build(ATTACKS[name], {**SHORT[name], "restarts": 2}, where="options")
+    reconstruction = run(attack, observation, on_step=seen.append)
+    assert [(progress.step, progress.num_steps) for progress in seen] == [(step, 6) for step in range(1, 7)]
+    assert reconstruction.losses.shape == (3,)
+
+
+def test_the_best_restart_has_the_lowest_matching_loss() -> None:
+    observation = Problem(attack="fedavg_leakage", num_images=2, gain_db=0).observe()
+    losses = iter([3.0, float("nan"), 1.0, 2.0])
+    once = run(FedAvgLeakage(steps=1), observation)
+
+    def attack(observation, *, generator, on_step) -> Reconstruction:
+        return replace(once, matching_loss=next(losses))
+
+    assert run(BestOf(attack=attack, restarts=4), observation).matching_loss == 1.0
+    with pytest.raises(ValueError, match="restarts must be >= 1, got 0"):
+        BestOf(attack=attack, restarts=0)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_what_is_not_granted_is_named(name: str) -> None:
+    secretive = ThreatModel(name="secretive", description="No N_c.", realistic=True, num_examples=False)
+    observation = Problem(attack=name, model=mlp, threat_model=secretive, gain_db=0).observe()
+    with pytest.raises(NotGrantedError, match="num_examples"):
+        run(ATTACKS[name](), observation)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_destroyed_update_is_an_outcome(name: str) -> None:
+    observation = Problem(attack=name, model=mlp, num_images=2, gain_db=0).observe()
+    for tensor in observation.delta.values():
+        tensor.fill_(float("nan"))
+    reconstruction = run(build(ATTACKS[name], SHORT[name], where="options"), observation)
+    assert reconstruction.outcome is Outcome.NON_FINITE
+    assert reconstruction.images.shape == (2, 1, 8, 8)
+    assert bool(reconstruction.images.isfinite().all())
+
+
+@pytest.mark.parametrize(("attack", "options", "message"), [
+    (FedAvgLeakage, {"steps": 0}, "steps must be >= 1, got 0"),
+    (FedAvgLeakage, {"learning_rate_decay": 1.5}, "learning_rate_decay must be in"),
+    (FedAvgLeakage, {"decay_period": 0}, "decay_period must be >= 1, got 0"),
+    (FedAvgLeakage, {"simulation": "fedsgd"}, "needs variables = 'shared'"),
+    (FeatureSpan, {"rank": 0}, "rank must be >= 1, got 0"),
+    (FeatureSpan, {"background": 2.0}, "background must be in"),
+    (FeatureSpan, {"feature_span": -1.0}, "feature_span must be a finite number >= 0"),
+    (InvertingGradients, {"learning_rate": 0.0}, "learning_rate must be a positive number, got 0.0"),
+    (InvertingGradients, {"total_variation": float("nan")}, "total_variation must be a finite number"),
+    (InvertingGradients, {"restarts": 0}, "restarts must be >= 1, got 0"),
+])  # fmt: skip
+def test_ranges_are_checked(attack, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attack(**options)
+
+
+def test_constants_follow_the_channels_the_preset_and_what_is_set() -> None:
+    grey, colour = FedAvgLeakage().constants(GREY), FedAvgLeakage().constants(COLOUR)
+    assert (grey.learning_rate, colour.learning_rate) == (0.4, 0.1)
+    assert FedAvgLeakage(preset="cifar100").constants(GREY) == colour
+    assert FedAvgLeakage(preset="femnist", pixel_box=0.0).constants(COLOUR) == replace(grey, pixel_box=0.0)
+    assert leakage_constants("by_channels", "cosine", GREY) != grey
+    attack_fields = {field.name for field in fields(FedAvgLeakage)}
+    assert {field.name for field in fields(grey)} <= attack_fields
+
+
+def test_the_released_objective_compares_sums() -> None:
+    observation = Problem(attack="fedavg_leakage", num_images=4, recipe=LOCAL, gain_db=0).observe()
+    pixels = pictures(4, seed=8)
+    for variables, num_dummy_batches in (("per_epoch", 4), ("shared", 2)):
+        problem = inversion_problem(observation, "automatic", torch.Generator().manual_seed(0))
+        matching = FedAvgLeakage(variables=variables)._matching(problem)(pixels).item()
+        simulated = problem.simulate(pixels, "full")
+        by_hand = 0.0
+        for depth, layer in enumerate(("1", "5", "7")):
+            for tensor in ("weight", "bias"):
+                name = f"{layer}.{tensor}"
+                difference = 4 * (simulated[name] - problem.observed[name])  # U = 4: sums over the local steps
+                by_hand += 2.718281828**-depth * difference.square().sum().item() / num_dummy_batches
+        assert matching == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_the_order_of_the_recorded_tensors_does_not_matter() -> None:
+    observation = Problem(attack="fedavg_leakage", num_images=2, recipe=LOCAL, gain_db=0).observe()
+    shuffled = replace(
+        observation,
+        delta=dict(reversed(list(observation.delta.items()))),
+        global_parameters=dict(sorted(observation.global_parameters.items(), reverse=True)),
+    )
+    attack = FedAvgLeakage(steps=2)
+    assert torch.equal(run(attack, observation).images, run(attack, shuffled).images)
+
+
+def test_a_model_without_a_fully_connected_layer_has_no_feature_span() -> None:
+    model = seeded(lambda: nn.Sequential(Normalisation(GREY.mean, GREY.std), nn.Conv2d(1, 4, 8), nn.Flatten()))
+    observation = observe(model, GREY, pictures(1), torch.tensor([1]), threat_model=FULL_KNOWLEDGE)
+    with pytest.raises(DoesNotApplyError, match=r"torch\.nn\.Linear"):
+        run(FeatureSpan(steps=1), observation)
+    assert run(InvertingGradients(steps=2), observation).outcome is Outcome.FINISHED
+
+
+def test_granted_counts_must_fit() -> None:
+    observation = Problem(attack="fedavg_leakage", threat_model=FULL_KNOWLEDGE, gain_db=0).observe()
+    wrong = replace(observation, knowledge=replace(observation.knowledge, label_counts=torch.tensor([2, 0, 0, 0])))
+    with pytest.raises(ValueError, match="must sum to num_examples = 1, got 2"):
+        run(FedAvgLeakage(steps=1), wrong)
+
+
+def test_an_observation_moves_as_a_whole() -> None:
+    observation = Problem(attack="fedavg_leakage", threat_model=FULL_KNOWLEDGE, gain_db=0).observe()
+    moved = on_device(observation, "meta")
+    assert all(tensor.is_meta for tensor in (*moved.delta.values(), *moved.model.parameters(), *moved.model.buffers()))
+    assert moved.knowledge.label_counts is not None
+    assert moved.knowledge.label_counts.is_meta
+    assert not any(tensor.is_meta for tensor in observation.model.parameters())
+
+
+def search(**options) -> Search:
+    return Search(**{"steps": 60, "learning_rate": Constant(0.1), "matching_factor": Constant(1.0), **options})
+
+
+def test_minimise_finds_the_minimum_inside_the_box() -> None:
+    bounds = (torch.tensor(-1.0), torch.tensor(0.5))
+    objective = Objective(matching=lambda z: (z - 1.0).square().sum())
+    free = minimise(objective, torch.zeros(2), search(steps=300), on_step=lambda progress: None)
+    boxed = minimise(objective, torch.zeros(2), search(box=bounds, signed=True), on_step=lambda progress: None)
+    torch.testing.assert_close(free.variables, torch.ones(2), rtol=0, atol=1e-3)
+    assert boxed.variables.tolist() == [0.5, 0.5]
+    assert boxed.matching_loss == pytest.approx(0.5)
+    assert boxed.losses[0] == 2.0
+
+
+def test_minimise_keeps_the_last_or_the_best_iterate() -> None:
+    # The prior drags the variables away from the best match, where they started.
+    objective = Objective(matching=lambda z: z.square().sum(), priors=((5.0, lambda z: (z - 2.0).square().sum()),))
+    last = minimise(objective, torch.zeros(1), search(), on_step=lambda progress: None)
+    best = minimise(objective, torch.zeros(1), search(keep="best"), on_step=lambda progress: None)
+    assert best.matching_loss == 0 < last.matching_loss
+    assert best.variables.item() == 0
+
+
+def test_minimise_returns_the_best_before_a_divergence() -> None:
+    def matching(z: Tensor) -> Tensor:
+        return torch.where(z > 0.45, torch.nan, (z - 1.0).square()).sum()
+
+    steps: list[Progress] = []
+    optimum = minimise(Objective(matching=matching), torch.zeros(1), search(), on_step=steps.append)
+    assert optimum.outcome is Outcome.NON_FINITE
+    assert 0.3 < optimum.variables.item() < 0.45
+    assert optimum.matching_loss == pytest.approx((optimum.variables.item() - 1.0) ** 2)
+    assert len(optimum.losses) == len(steps) + 1
+
+
+def test_schedules_by_hand() -> None:
+    decay = ContinuousDecay(start=0.4, factor=0.995, period=10)
+    assert decay(400) == pytest.approx(0.327, abs=5e-4)  # the rates that the released scripts end with
+    assert ContinuousDecay(start=0.1, factor=0.997, period=20)(400) == pytest.approx(0.094, abs=5e-4)
+    ramp = GeometricRamp(start=1.0, end=2.0, num_steps=200)
+    assert (ramp(0), ramp(199), ramp(399)) == pytest.approx((2 ** (1 / 200), 2.0, 2.0))
+    assert GeometricRamp(start=1.0, end=2.0, num_steps=0)(0) == 2.0
+    steps = StepDecay(start=1.0, num_steps=8)
+    assert [steps(step) for step in range(8)] == pytest.approx([1, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.001])
+    cosine = CosineDecay(start=1.0, num_steps=4)
+    assert (cosine(0), cosine(2), cosine(4)) == pytest.approx((1.0, 0.5, 0.0))

@@ -1,0 +1,155 @@
+"""The differentiable local update: equal to the client's training, and rightly differentiated."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_problems import cnn, mlp, pictures, seeded, spec
+from torch import Tensor, nn
+
+from attacker.local_update import SIMULATIONS, _held_steps, gradient_gain, simulate_local_update
+from clients.local_training import epoch_order, train_locally
+from fl_sim.models import Normalisation
+from fl_sim.records import LocalTraining
+
+TINY = spec(num_classes=3, side=4)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+
+
+def buffers_of(model: nn.Module) -> dict[str, Tensor]:
+    parameters = dict(model.named_parameters())
+    return {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in parameters}
+
+
+def batch_norm_model() -> nn.Module:
+    return seeded(
+        lambda: nn.Sequential(
+            Normalisation(TINY.mean, TINY.std),
+            nn.Conv2d(1, 2, 3, padding=1),
+            nn.BatchNorm2d(2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32, 3),
+        )
+    ).double()
+
+
+def simulate(model: nn.Module, images: Tensor, labels: Tensor, recipe: LocalTraining, **options) -> dict[str, Tensor]:
+    return simulate_local_update(model, weights(model), buffers_of(model), images, labels, recipe, **options)
+
+
+def client_mean_gradient(model: nn.Module, images: Tensor, labels: Tensor, recipe: LocalTraining) -> dict[str, Tensor]:
+    """Return the mean gradient of the client's own training, drawing its order from seed 7."""
+    start, state = weights(model), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train_locally(model, images, labels, recipe, generator=torch.Generator().manual_seed(7))
+    scale = recipe.learning_rate * recipe.steps(len(labels))
+    gradient = {name: (start[name] - tensor.detach()) / scale for name, tensor in model.named_parameters()}
+    model.load_state_dict(state)
+    return gradient
+
+
+recipes = st.builds(
+    LocalTraining,
+    epochs=st.integers(1, 3),
+    batch_size=st.one_of(st.none(), st.integers(1, 6)),
+    learning_rate=st.sampled_from([0.01, 0.3]),
+    momentum=st.sampled_from([0.0, 0.5, 0.9]),
+    order=st.sampled_from(["random", "static"]),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(recipe=recipes, num_images=st.integers(1, 5), by_epoch=st.booleans())
+def test_equals_the_training_of_the_client(recipe: LocalTraining, num_images: int, by_epoch: bool) -> None:
+    model = mlp(TINY, hidden=6).double()
+    images, labels = pictures(num_images, side=4).double(), torch.arange(num_images) % 3
+    generator = torch.Generator().manual_seed(7)
+    order = torch.stack([epoch_order(num_images, recipe.order, generator) for _ in range(recipe.epochs)])
+    given_images = images.expand(recipe.epochs, -1, -1, -1, -1) if by_epoch else images
+    simulated = simulate(model, given_images, labels, recipe, order=order)
+    for name, expected in client_mean_gradient(model, images, labels, recipe).items():
+        torch.testing.assert_close(simulated[name], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_equals_the_training_of_a_client_with_batch_norm_and_leaves_the_buffers_alone() -> None:
+    model, recipe = batch_norm_model(), LocalTraining(epochs=2, batch_size=2, learning_rate=0.1, order="static")
+    images, labels = pictures(4, side=4).double(), torch.arange(4) % 3
+    parameters, buffers = weights(model), buffers_of(model)
+    before = {name: tensor.clone() for name, tensor in buffers.items()}
+    simulated = simulate_local_update(model, parameters, buffers, images, labels, recipe)
+    for name, expected in client_mean_gradient(model, images, labels, recipe).items():
+        torch.testing.assert_close(simulated[name], expected, rtol=1e-9, atol=1e-12)
+    assert all(torch.equal(buffers[name], before[name]) for name in before)
+    assert all(not tensor.requires_grad for tensor in (*parameters.values(), *simulated.values()))
+
+
+def test_each_epoch_takes_its_own_images() -> None:
+    model, recipe = mlp(TINY).double(), LocalTraining(epochs=2, batch_size=2, learning_rate=0.1, order="static")
+    first, second, labels = pictures(3, side=4).double(), pictures(3, side=4, seed=1).double(), torch.arange(3)
+    one = LocalTraining(epochs=1, batch_size=2, learning_rate=0.1, order="static")
+    early = simulate(model, first, labels, one)
+    middle = {name: tensor - 0.2 * early[name] for name, tensor in weights(model).items()}
+    later = simulate_local_update(model, middle, {}, second, labels, one)
+    both = simulate(model, torch.stack([first, second]), labels, recipe)
+    for name, tensor in both.items():
+        torch.testing.assert_close(tensor, (early[name] + later[name]) / 2)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_variants_agree_where_nothing_is_held(momentum: float) -> None:
+    model, images, labels = cnn(TINY).double(), pictures(3, side=4).double(), torch.arange(3)
+    one_step = LocalTraining(learning_rate=0.1, momentum=momentum)
+    epochs = LocalTraining(epochs=3, learning_rate=0.1, momentum=momentum)
+    for recipe, cheap in ((one_step, "fedsgd"), (one_step, "fedsgd_epoch"), (epochs, "fedsgd_epoch")):
+        expected = simulate(model, images, labels, recipe)
+        for name, tensor in simulate(model, images, labels, recipe, simulation=cheap).items():
+            torch.testing.assert_close(tensor, expected[name])
+
+
+@settings(deadline=None)
+@given(recipe=recipes, num_images=st.integers(1, 5))
+def test_held_gradient_equals_many_steps_with_a_constant_gradient(recipe: LocalTraining, num_images: int) -> None:
+    num_steps, velocity, position = recipe.steps(num_images), 0.7, 0.0
+    kept, from_velocity, from_gradient, to_velocity = _held_steps(recipe.momentum, num_steps)
+    expected = (kept * velocity + to_velocity * 2.0, -(from_velocity * velocity + from_gradient * 2.0))
+    for _ in range(num_steps):
+        velocity = recipe.momentum * velocity + 2.0
+        position -= velocity
+    assert (velocity, position) == pytest.approx(expected)
+    model, labels = mlp(TINY).double(), torch.arange(num_images) % 3
+    held = simulate(model, pictures(num_images, side=4).double(), labels, recipe, simulation="fedsgd")
+    plain = LocalTraining(learning_rate=recipe.learning_rate)
+    gradient = simulate(model, pictures(num_images, side=4).double(), labels, plain)
+    for name, tensor in held.items():
+        torch.testing.assert_close(tensor, gradient_gain(recipe, num_images) * gradient[name])
+
+
+@pytest.mark.parametrize("simulation", SIMULATIONS)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_adjoint(simulation, momentum: float) -> None:
+    model = mlp(TINY, hidden=3).double()
+    recipe = LocalTraining(epochs=2, batch_size=2, learning_rate=0.5, momentum=momentum)
+    labels, order = torch.arange(3), torch.tensor([[2, 0, 1], [1, 2, 0]])
+
+    def update(images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(simulate(model, images, labels, recipe, simulation=simulation, order=order).values())
+
+    assert torch.autograd.gradcheck(update, pictures(3, side=4).double().requires_grad_())
+
+
+def test_shapes_are_checked() -> None:
+    model, recipe = mlp(TINY), LocalTraining(epochs=2, batch_size=2)
+    images, labels = pictures(3, side=4), torch.arange(3)
+    with pytest.raises(ValueError, match="one set for each of 2 epochs, got 3"):
+        simulate(model, images.expand(3, -1, -1, -1, -1), labels, recipe)
+    with pytest.raises(ValueError, match=r"labels must have shape \(3,\)"):
+        simulate(model, images, labels[:2], recipe)
+    with pytest.raises(ValueError, match="images must be"):
+        simulate(model, images[0], labels, recipe)
+    with pytest.raises(ValueError, match=r"order must have shape \(2, 3\)"):
+        simulate(model, images, labels, recipe, order=torch.arange(3).unsqueeze(0))
+    with pytest.raises(ValueError, match="shared images"):
+        simulate(model, images.expand(2, -1, -1, -1, -1), labels, recipe, simulation="fedsgd")
