@@ -23,8 +23,8 @@ from attacker.observation import Observation
 class AnalyticFullyConnected:
     """Reads the input of a fully connected first layer; exact for one image.
 
-    With more images each unit shows the mixture of those that drive it, and a unit that only one image drives shows that
-    one. The N distinct candidates on which units agree best and that leave [0, 1] least are returned.
+    With more images each unit shows the mixture of those that drive it, and a unit that only one image drives shows
+    that one. The N distinct candidates on which units agree best and that leave [0, 1] least are returned.
 
     Attributes:
         distinct_distance: Root mean squared difference, in pixel units, from which two candidates count as distinct.
@@ -85,14 +85,14 @@ def _first_layer_gradient(problem: InversionProblem) -> tuple[Tensor, Tensor]:
     is_first = next(iter(problem.parameters)) == weight
     if not (isinstance(layer, nn.Linear) and is_first and bias in problem.observed):
         raise DoesNotApplyError(
-            "attack 'analytic' needs a first trainable layer that is fully connected and has a bias; the first trainable "
-            f"tensor is {next(iter(problem.parameters))!r}; use an optimisation attack"
+            "attack 'analytic' needs a first trainable layer that is fully connected and has a bias; the first "
+            f"trainable tensor is {next(iter(problem.parameters))!r}; use an optimisation attack"
         )
     return problem.observed[weight], problem.observed[bias]
 
 
 def _map_from_pixels(problem: InversionProblem) -> tuple[Tensor, Tensor]:
-    """Return the offset and the slope (D,) of the map from pixels to the layer's input, measured on three grey images."""
+    """Return offset and slope (D,) of the map from pixels to the layer's input, measured on three grey images."""
     grey = problem.mean.new_tensor([0.0, 0.5, 1.0]).reshape(3, 1, 1, 1).expand(3, *problem.image_shape)
     with torch.no_grad():
         inputs, _ = inputs_of_layer(

@@ -31,7 +31,8 @@ def match(references: Tensor, images: Tensor) -> Tensor:
 def match_and_average(images_by_epoch: Tensor) -> Tensor:
     """Undo the unknown order of each epoch and average what is one image.
 
-    The images of each later epoch are assigned to those of the first one, one to one, and the mean over epochs is taken.
+    The images of each later epoch are assigned to those of the first one, one to one, and the mean over epochs is
+    taken.
 
     Args:
         images_by_epoch: (E, N, C, H, W), pixel units; values outside [0, 1] are clipped for the assignment only.

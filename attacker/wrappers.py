@@ -33,7 +33,7 @@ class BestOf:
     def __call__(
         self, observation: Observation, *, generator: torch.Generator, on_step: OnStep = ignore_progress
     ) -> Reconstruction:
-        """Reconstruct; arguments as for `Attack`. The time is that of all runs, the losses are those of the best one."""
+        """Reconstruct; arguments as for `Attack`. The time is that of all runs, the losses those of the best."""
         started = time.monotonic()
         runs = [
             self.attack(observation, generator=generator, on_step=self._report(run, on_step))

@@ -2,10 +2,10 @@
 
     python benchmarks/reference_recipe.py --epochs 1 10 --clients 100 101 102 103 --output /tmp/reference.json
 
-FEMNIST network with LeCun-normal weights, N_c = 50, m = 5, eta = 0.004, random batch order, label counts granted. PSNR by
-optimal assignment over the batch, and the share of images above 20 dB; once with reconstructions as they come out of the
-optimisation, as the authors measure, and once clipped to [0, 1]. The reference implementation measured, on similar data,
-20.8 dB / 58 % at E = 10 (2 clients) and 18.6 dB / 22 % at E = 1 (4 clients).
+FEMNIST network with LeCun-normal weights, N_c = 50, m = 5, eta = 0.004, random batch order, label counts granted.
+PSNR by optimal assignment over the batch, and the share of images above 20 dB; once with reconstructions as they come
+out of the optimisation, as the authors measure, and once clipped to [0, 1]. The reference implementation measured, on
+similar data, 20.8 dB / 58 % at E = 10 (2 clients) and 18.6 dB / 22 % at E = 1 (4 clients).
 
 Needs ../shared/data/femnist_like_10k.npz: EMNIST characters made to look like FEMNIST, without writers.
 """
@@ -89,7 +89,7 @@ def psnr_db(reconstructions: Tensor, originals: Tensor) -> Tensor:
 
 
 def attack_pixels(attack: Attack, observation: Observation, client_id: int) -> tuple[Tensor, Tensor, list[float]]:
-    """Return the images (N, C, H, W), unclipped where the attack tells them, their labels, and the time of each step."""
+    """Return images (N, C, H, W), unclipped where the attack tells them, their labels, and the time of a step."""
     times = [time.perf_counter()]
 
     def on_step(progress: Progress) -> None:

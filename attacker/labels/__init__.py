@@ -1,7 +1,7 @@
 """Which classes a client holds, and how many images of each: one file a method; `LABEL_RECOVERIES` names them.
 
-A method is a function ``(observation, *, generator) -> counts`` that returns integers (K,) with sum N_c. It looks at the
-last fully connected layer and needs no data.
+A method is a function ``(observation, *, generator) -> counts`` that returns integers (K,) with sum N_c. It looks at
+the last fully connected layer and needs no data.
 """
 
 from typing import Protocol

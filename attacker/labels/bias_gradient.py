@@ -4,8 +4,8 @@
     h = G^T b / ||b||^2                           G = mean weight gradient, which is about b h^T
     p = mean softmax of W (f - mean f + h) + c    f = features of dummy images
 
-Dummy images alone leave the softmax too close to where it started: it drifts along the update, and so do the features of
-the private images, not those of other pictures. Their mean, h, is the least-squares fit of one outer product to G.
+Dummy images alone leave the softmax too close to where it started: it drifts along the update, and so do the features
+of the private images, not those of other pictures. Their mean, h, is the least-squares fit of one outer product to G.
 """
 
 import torch

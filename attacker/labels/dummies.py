@@ -1,4 +1,4 @@
-"""Stand-ins for the private images, drawn from public facts only: shape, mean and standard deviation of each channel."""
+"""Stand-ins for the private images, drawn from public facts only: shape, mean and deviation of each channel."""
 
 import numpy as np
 import torch

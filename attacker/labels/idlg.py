@@ -11,8 +11,8 @@ from attacker.observation import Observation, mean_gradient
 def idlg(observation: Observation, *, generator: torch.Generator) -> Tensor:
     """Read the label of a single image from a sign; exact for FedSGD.
 
-    The gradient of logit k is p_k - [k = y], negative for the true class y only. It is the bias gradient; a layer without
-    bias shows it times its inputs, which are taken to be non-negative on average.
+    The gradient of logit k is p_k - [k = y], negative for the true class y only. It is the bias gradient; a layer
+    without bias shows it times its inputs, which are taken to be non-negative on average.
 
     Args:
         observation: The update of a client with N_c = 1.

@@ -2,7 +2,8 @@
 
     lambda_k = N (p_k - D_k / O),   D_k = sum over inputs of the mean weight gradient of class k
 
-p (mean softmax) and O (mean sum of the layer's inputs) are those of dummy images, measured at both ends and interpolated.
+p (mean softmax) and O (mean sum of the layer's inputs) are those of dummy images, measured at both ends and
+interpolated.
 """
 
 from collections.abc import Sequence

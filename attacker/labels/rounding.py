@@ -7,8 +7,8 @@ from torch import Tensor
 def round_to_sum(estimates: Tensor, total: int) -> Tensor:
     """Round to non-negative integers of a given sum by largest remainders.
 
-    Estimates are rounded down and negative ones raised to 0. Missing labels then go, one by one, to the class that lacks
-    most; surplus ones are taken from the class with labels that has most beyond its estimate.
+    Estimates are rounded down and negative ones raised to 0. Missing labels then go, one by one, to the class that
+    lacks most; surplus ones are taken from the class with labels that has most beyond its estimate.
 
     Args:
         estimates: (K,), real; values that are not finite count as 0.

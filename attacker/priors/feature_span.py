@@ -25,7 +25,8 @@ def feature_span(features: Tensor, *, basis: Tensor) -> Tensor:
 
     References:
         This project; the rank-one structure is that of Phong et al., Privacy-Preserving Deep Learning via Additively
-        Homomorphic Encryption, IEEE TIFS 2018, Sec. III, and Geiping et al., Inverting Gradients, NeurIPS 2020, Prop. 3.1.
+        Homomorphic Encryption, IEEE TIFS 2018, Sec. III, and Geiping et al., Inverting Gradients, NeurIPS 2020, Prop.
+        3.1.
     """
     energy = features.square().sum(dim=1)
     inside = (features @ basis).square().sum(dim=1)

@@ -8,8 +8,8 @@ def quadratic_variation(images: Tensor) -> Tensor:
 
         mean over images of sum over c, i, j of (x[c, i+1, j] - x[c, i, j])^2 + (x[c, i, j+1] - x[c, i, j])^2
 
-    The last row is a neighbour of the first one, and the last column of the first one. The released code adds 1e-7 to each
-    term; a constant has no gradient and is left out, so that constant images give zero.
+    The last row is a neighbour of the first one, and the last column of the first one. The released code adds 1e-7 to
+    each term; a constant has no gradient and is left out, so that constant images give zero.
 
     Args:
         images: (..., C, H, W).

@@ -1,7 +1,7 @@
-"""Complete attacks, most of them a paper's, as compositions of the library's parts: one file each; `ATTACKS` names them.
+"""Complete attacks, most of them a paper's, composed of the library's parts: one file each; `ATTACKS` names them.
 
-An entry is a frozen dataclass type. Its fields are the hyper-parameters, all with defaults; its instances are called with
-an observation, see `attacker.attack.Attack`.
+An entry is a frozen dataclass type. Its fields are the hyper-parameters, all with defaults; its instances are called
+with an observation, see `attacker.attack.Attack`.
 """
 
 from collections.abc import Callable

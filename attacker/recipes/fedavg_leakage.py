@@ -1,10 +1,10 @@
-"""Data Leakage in Federated Averaging: unroll the client's epochs, one set of images for each, tied by their statistics.
+"""Data Leakage in Federated Averaging: unroll the epochs, one set of images for each, tied by their statistics.
 
     minimise over z   f(t) U^2 / B  D(simulated, observed) + smoothness + box + epoch order,   then match and average
 
 D compares *mean* gradients; the released code compares their sums over the U local steps and divides by the number B of
-dummy batches (U with a set for each epoch, B_c with shared images), which is the factor U^2 / B. Cosine distance knows no
-scale and has no such factor.
+dummy batches (U with a set for each epoch, B_c with shared images), which is the factor U^2 / B. Cosine distance
+knows no scale and has no such factor.
 """
 
 import time
@@ -38,8 +38,8 @@ from fl_sim.records import DatasetSpec
 class FedAvgLeakage:
     """Gradient matching through the simulated local epochs, with an epoch order-invariant prior.
 
-    With the defaults this is the released code, not the paper's text: layer-weighted squared L2 instead of cosine, and 400
-    steps instead of 200. A hyper-parameter that is ``None`` is that of the preset.
+    With the defaults this is the released code, not the paper's text: layer-weighted squared L2 instead of cosine,
+    and 400 steps instead of 200. A hyper-parameter that is ``None`` is that of the preset.
 
     Attributes:
         preset: Which scripts' constants: ``by_channels`` takes FEMNIST's for one channel, else CIFAR100's.
@@ -158,7 +158,7 @@ class FedAvgLeakage:
         return replace(preset, **{name: value for name, value in own.items() if value is not None})
 
     def _matching(self, problem: InversionProblem) -> Callable[[Tensor], Tensor]:
-        """Return the distance, as the released code scales it, as a function of pixels (V, N, C, H, W) or (N, C, H, W)."""
+        """Return the distance, as the released code scales it, of pixels (V, N, C, H, W) or (N, C, H, W)."""
         distance = DISTANCES[self.loss]
         scale = _SCALES[self.loss](problem, self.variables == "per_epoch")
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Literal
 
 import numpy as np
 import torch
@@ -228,8 +229,8 @@ def _plot_leakage(
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for (_, found), style in zip(guesses.items(), ("--", ":"), strict=True):
-            _draw_level(axes, found, style)
+        _draw_level(axes, guesses[MEAN_IMAGE], "--")
+        _draw_level(axes, guesses[RANDOM_IMAGES], ":")
         for number, one in enumerate(series):
             colour = SERIES[number % len(SERIES)]
             shift = 0.0 if len(series) == 1 else 0.24 * (number / (len(series) - 1) - 0.5)
@@ -278,12 +279,17 @@ def _draw_points(
     )
 
 
-def _draw_level(axes: Axes, points: Sequence[tuple[int, float]], style: str) -> None:
+def _draw_level(axes: Axes, points: Sequence[tuple[int, float]], style: Literal["--", ":"]) -> None:
     """Draw the mean at each position as a short dash of its own: a baseline belongs to one private batch."""
     means = _means(points)
     if len(means) <= 12:
         axes.hlines(
-            list(means.values()), [x - 0.38 for x in means], [x + 0.38 for x in means], MUTED, style, linewidth=1.6
+            list(means.values()),
+            [x - 0.38 for x in means],
+            [x + 0.38 for x in means],
+            MUTED,
+            linestyles=style,
+            linewidth=1.6,
         )
     else:
         axes.plot(list(means), list(means.values()), color=MUTED, linestyle=style, linewidth=1.6)

@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing else. Draws what `attacker.report.content` holds, and reads no run folder."""
+"""The page: one HTML file that needs nothing else. Draws what `content` holds, and reads no run folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

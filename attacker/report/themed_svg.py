@@ -8,6 +8,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
@@ -31,7 +32,7 @@ _VARIABLES = {
 WIDTH = 420
 """Width of a figure in its own units; text of 12 units is then still readable on a phone."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fl-sim",
     "text.parse_math": False,

@@ -1,8 +1,8 @@
 """One process, one client after the other: the engine for tests and for a debugger.
 
 The same ServerApp and ClientApp run on a `flwr.serverapp.Grid` that hands messages over directly. Private pieces of
-Flower that stand here, and nowhere else: `TaskIdentity` (messages cannot be made without it), `Run.create_empty`, and the
-message id, which the SuperLink sets otherwise.
+Flower that stand here, and nowhere else: `TaskIdentity` (messages cannot be made without it), `Run.create_empty`, and
+the message id, which the SuperLink sets otherwise.
 """
 
 import contextlib

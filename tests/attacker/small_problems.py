@@ -1,4 +1,4 @@
-"""What the tests of attacks share: small pictures, small models, and what a server sees of a client that trains on them."""
+"""What the tests of attacks share: small pictures, small models, and what a server sees of such a client."""
 
 from collections.abc import Callable
 

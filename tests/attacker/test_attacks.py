@@ -1,4 +1,4 @@
-"""Every attack on small known problems that it must solve, against the best constant picture as the trivial baseline."""
+"""Every attack on small known problems that it must solve, against the best constant picture as a baseline."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
