@@ -44,7 +44,7 @@ def test_flwr_run_records_a_run(tmp_path):
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    settings = "federation.num_rounds=1 data.num_clients=2 model.name=mlp"
+    settings = "federation.num_rounds=1 data.num_clients=2"
     command = [str(programs / "flwr"), "run", str(ROOT), "--stream"]
     command += ["--run-config", f'runs-dir="{tmp_path / "runs"}" set="{settings}"']
     command += ["--federation-config", "num-supernodes=2 client-resources-num-cpus=1"]
