@@ -58,6 +58,8 @@ def run_federation(run: RunStore, *, engine: str, client_app: str) -> Iterator[E
             _raise_unless_finished(run, process.poll())
         finally:
             stop_process_group(process)
+            if run.status().state is RunState.RUNNING:
+                run.write_status(RunStatus(state=RunState.FAILED, message="stopped before its end"))
 
 
 def stop_process_group(process: subprocess.Popen[bytes]) -> None:

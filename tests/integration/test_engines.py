@@ -67,6 +67,8 @@ def test_leaving_the_loop_early_stops_the_processes(tiny, tmp_path):
     assert _processes_of(run.folder)
     events.close()
     assert not _processes_of(run.folder)
+    assert run.status().state is RunState.FAILED
+    assert run.status().message == "stopped before its end"
 
 
 def test_a_whole_group_is_stopped():
