@@ -144,7 +144,7 @@ def plot_label_skew(counts: Tensor, class_names: Sequence[str], attacked_clients
     num_clients, num_classes = counts.shape
     names = class_names if len(class_names) == num_classes else [str(index) for index in range(num_classes)]
     largest = max(int(counts.max()), 1)
-    opacity = counts.double() / largest
+    opacity = (counts.double() / largest).sqrt()
     colours = torch.cat([torch.tensor(SKEW_COLOUR).expand(num_clients, num_classes, 3), opacity[..., None]], dim=2)
 
     def draw(figure: Figure) -> None:

@@ -1,19 +1,12 @@
-"""The report as one self-contained HTML file: no script, no request, nothing to install.
-
-    content -> views (words, pictures, figures) -> template
-
-Size is bounded by construction: of very many attacks the most revealing get a gallery, of very many images evenly
-spaced ones are shown, and the page says so; the table of numbers is always complete.
-"""
+"""The page: one HTML file that needs nothing else. Draws what `content` holds, and reads no run folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from importlib import resources
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from attacker.baselines import Baseline
 from attacker.report import wording
 from attacker.report.content import AttackResult, ReportContent
 from attacker.report.figures import (
@@ -25,149 +18,163 @@ from attacker.report.figures import (
     plot_matching_loss,
     plot_recovered_share,
 )
-from attacker.report.gallery import LabelCount, Pair, compare_label_counts, pair_up
-from attacker.report.headline import Headline, rank, write_headline
+from attacker.report.headline import beats_guessing, rank, write_headline
+from attacker.report.pictures import Picture, draw_picture
 from attacker.scoring import Score
 
-MAX_GALLERIES = 40
-MAX_PAIRS = 60
-MAX_HEADLINE_PAIRS = 8
+NUM_OPEN_GALLERIES = 4
+"""Galleries that are open when the page is; the others open at a click."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ComparisonRow:
-    """A line of the table that holds the attack against guessing."""
+class Pair:
+    """A private image and the reconstruction assigned to it, or a reconstruction alone."""
 
-    name: str
-    is_attack: bool
-    recovered: str
+    private: Picture | None
+    reconstruction: Picture | None
+    label: str
+    recovered_label: str
     psnr: str
     ssim: str
-    lpips: str | None
+    lpips: str
+    is_recovered: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GalleryView:
-    """One attacked update as the template shows it."""
+class LabelCount:
+    """One class in the table of label counts."""
 
-    anchor: str
+    name: str
+    true: int
+    recovered: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gallery:
+    """One attacked update, ready to be drawn."""
+
     attack: AttackResult
-    is_open: bool
+    title: str
+    score: Score | None
     pairs: tuple[Pair, ...]
-    num_images: int
-    comparison: tuple[ComparisonRow, ...]
     label_counts: tuple[LabelCount, ...]
-    loss_plot: Plot | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttackRow:
-    """One line of the table of all attacks; ``anchor`` leads to its gallery, where it has one."""
-
-    attack: AttackResult
-    anchor: str | None
+    curve: Plot | None
+    beats_guessing: bool
 
 
 def render(content: ReportContent) -> str:
-    """Return the page.
+    """Return the page as one self-contained HTML document.
 
     Args:
-        content: Everything that stands in it; names may hold any characters, they are escaped.
+        content: What is shown. Names in it are escaped.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    template = environment.from_string(_read_asset("report.html.j2"))
-    headline = write_headline(content)
-    galleries = _show_galleries(content, headline)
-    shown = {id(gallery.attack): gallery.anchor for gallery in galleries}
-    rows = [AttackRow(attack=attack, anchor=shown.get(id(attack))) for attack in _in_order(content.attacks)]
+    ranked = rank(content.attacks)
+    template = _environment().get_template("report.html.j2")
     return template.render(
         content=content,
-        style=Markup(_read_asset("report.css")),
-        words=wording,
-        headline=headline,
-        headline_pairs=_headline_pairs(content, headline),
-        galleries=galleries,
-        rows=rows,
-        run_plots=_plot_run(content),
-        leakage_plots=_plot_leakage(content),
-        skew_plot=_plot_skew(content),
+        headline=write_headline(content),
+        style=Markup(resources.files("attacker.report").joinpath("templates/report.css").read_text(encoding="utf-8")),
+        training=[plot_accuracy(content.evaluations), plot_loss(content.evaluations)] if content.evaluations else [],
+        leakage=_leakage(ranked),
+        skew=_skew(content),
+        galleries=[_gallery(attack, number, content.class_names) for number, attack in enumerate(ranked)],
+        num_open=NUM_OPEN_GALLERIES,
     )
 
 
-def _show_galleries(content: ReportContent, headline: Headline) -> tuple[GalleryView, ...]:
-    chosen = _in_order(rank(content.attacks)[:MAX_GALLERIES])
-    return tuple(
-        GalleryView(
-            anchor=f"attack-{number}",
-            attack=attack,
-            is_open=attack is headline.attack,
-            pairs=pair_up(attack, content.class_names, most=MAX_PAIRS),
-            num_images=(attack.reconstructions if attack.private_images is None else attack.private_images).shape[0],
-            comparison=() if attack.score is None else _compare(attack.score),
-            label_counts=() if attack.score is None else compare_label_counts(attack.score, content.class_names),
-            loss_plot=plot_matching_loss(attack.losses, name=f"loss-{number}"),
-        )
-        for number, attack in enumerate(chosen, start=1)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("attacker.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    for spell in (
+        wording.decibel,
+        wording.fraction,
+        wording.percent,
+        wording.duration,
+        wording.quantity,
+        wording.granted,
+        wording.badge,
+    ):
+        environment.filters[spell.__name__] = spell
+    return environment
 
 
-def _in_order(attacks: Sequence[AttackResult]) -> list[AttackResult]:
-    return sorted(attacks, key=lambda attack: (attack.server_round, attack.client_id, attack.attack, attack.seed))
+def _leakage(attacks: Sequence[AttackResult]) -> list[Plot]:
+    scored = [attack for attack in attacks if attack.score is not None]
+    return [plot_leaked_psnr(scored), plot_recovered_share(scored)] if scored else []
 
 
-def _headline_pairs(content: ReportContent, headline: Headline) -> tuple[Pair, ...]:
-    if headline.attack is None:
-        return ()
-    every_pair = pair_up(
-        headline.attack, content.class_names, most=headline.attack.reconstructions.shape[0] + MAX_PAIRS
-    )
-    return tuple(pair for pair in every_pair if pair.reconstruction is not None)[:MAX_HEADLINE_PAIRS]
-
-
-def _compare(score: Score) -> tuple[ComparisonRow, ...]:
-    attack = ComparisonRow(
-        name="the attack",
-        is_attack=True,
-        recovered=wording.percent(score.recovered_share),
-        psnr=wording.decibel(score.mean_psnr_db),
-        ssim=wording.fraction(score.mean_ssim),
-        lpips=None if score.lpips is None else wording.fraction(score.mean_lpips),
-    )
-    return (attack, *(_compare_baseline(baseline, with_lpips=score.lpips is not None) for baseline in score.baselines))
-
-
-def _compare_baseline(baseline: Baseline, *, with_lpips: bool) -> ComparisonRow:
-    return ComparisonRow(
-        name=f"guess: {baseline.name}",
-        is_attack=False,
-        recovered=wording.percent(baseline.recovered_share),
-        psnr=wording.decibel(baseline.mean_psnr_db),
-        ssim=wording.fraction(baseline.mean_ssim),
-        lpips=wording.fraction(baseline.mean_lpips) if with_lpips else None,
-    )
-
-
-def _plot_run(content: ReportContent) -> tuple[Plot, ...]:
-    if not content.evaluations:
-        return ()
-    return (plot_accuracy(content.evaluations), plot_loss(content.evaluations))
-
-
-def _plot_leakage(content: ReportContent) -> tuple[Plot, ...]:
-    if not any(attack.score for attack in content.attacks):
-        return ()
-    attacks = _in_order(content.attacks)
-    return (plot_leaked_psnr(attacks), plot_recovered_share(attacks))
-
-
-def _plot_skew(content: ReportContent) -> Plot | None:
-    if content.label_skew is None or not content.label_skew.numel():
+def _skew(content: ReportContent) -> Plot | None:
+    if content.label_skew is None:
         return None
     attacked = sorted({attack.client_id for attack in content.attacks})
     return plot_label_skew(content.label_skew, content.class_names, attacked)
 
 
-def _read_asset(name: str) -> str:
-    return files("attacker.report").joinpath("templates", name).read_text(encoding="utf-8")
+def _gallery(attack: AttackResult, number: int, class_names: tuple[str, ...]) -> Gallery:
+    seed = f", seed {attack.seed}" if attack.seed else ""
+    return Gallery(
+        attack=attack,
+        title=f"Round {attack.server_round}, client {attack.client_id}{seed}",
+        score=attack.score,
+        pairs=_scored_pairs(attack, attack.score, class_names) if attack.score else _plain_pairs(attack, class_names),
+        label_counts=_label_counts(attack.score, class_names) if attack.score else (),
+        curve=plot_matching_loss(attack.losses, name=f"curve-{number}"),
+        beats_guessing=attack.score is not None and beats_guessing(attack.score),
+    )
+
+
+def _scored_pairs(attack: AttackResult, score: Score, class_names: tuple[str, ...]) -> tuple[Pair, ...]:
+    """Return a pair for each private image, best first; images without a reconstruction come last."""
+    assert attack.private_images is not None
+    assert attack.labels is not None
+    order = sorted(range(score.num_images), key=lambda index: -(score.psnr_db[index] or 0.0))
+    pairs: list[Pair] = []
+    for index in order:
+        matched = score.matching[index]
+        pairs.append(
+            Pair(
+                private=draw_picture(attack.private_images[index]),
+                reconstruction=draw_picture(attack.reconstructions[matched]) if matched >= 0 else None,
+                label=wording.class_name(int(attack.labels[index]), class_names),
+                recovered_label=_recovered_label(attack, matched, class_names) if matched >= 0 else wording.NOTHING,
+                psnr=wording.decibel(score.psnr_db[index]),
+                ssim=wording.fraction(score.ssim[index]),
+                lpips=wording.fraction(score.lpips[index]) if score.lpips else "",
+                is_recovered=score.recovered[index],
+            )
+        )
+    return tuple(pairs)
+
+
+def _plain_pairs(attack: AttackResult, class_names: tuple[str, ...]) -> tuple[Pair, ...]:
+    return tuple(
+        Pair(
+            private=None,
+            reconstruction=draw_picture(image),
+            label="",
+            recovered_label=_recovered_label(attack, index, class_names),
+            psnr="",
+            ssim="",
+            lpips="",
+            is_recovered=False,
+        )
+        for index, image in enumerate(attack.reconstructions)
+    )
+
+
+def _recovered_label(attack: AttackResult, index: int, class_names: tuple[str, ...]) -> str:
+    return wording.class_name(int(attack.recovered_labels[index]), class_names)
+
+
+def _label_counts(score: Score, class_names: tuple[str, ...]) -> tuple[LabelCount, ...]:
+    counts = zip(score.label_counts, score.recovered_label_counts, strict=True)
+    return tuple(
+        LabelCount(name=wording.class_name(label, class_names), true=true, recovered=recovered)
+        for label, (true, recovered) in enumerate(counts)
+        if true or recovered
+    )
