@@ -4,13 +4,15 @@ observation -> labels (recovered or granted), w_t and observed mean gradient in 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from attacker.graph_memory import GraphPlan, graph_bytes, memory_budget, plan_graph
 from attacker.labels import LABEL_RECOVERIES
-from attacker.local_update import Simulation, simulate_local_update
+from attacker.local_steps import Simulation, held_steps
+from attacker.local_update import simulate_local_update
 from attacker.observation import Observation, mean_gradient
 from attacker.placement import device_of, dtype_of, in_place_of_update
 from attacker.visiting_order import visiting_order
@@ -37,6 +39,8 @@ class InversionProblem:
         mean: (C, 1, 1), public mean in pixel units.
         std: (C, 1, 1), public standard deviation in pixel units.
         image_shape: (C, H, W).
+        graph_plans: How the graphs of the simulations are held, by simulation and number of images at once; filled
+            when one is first differentiated, because what fits depends on it.
     """
 
     model: nn.Module
@@ -50,6 +54,9 @@ class InversionProblem:
     mean: Tensor
     std: Tensor
     image_shape: tuple[int, int, int]
+    graph_plans: dict[tuple[Simulation, int | None], GraphPlan] = field(
+        default_factory=dict[tuple[Simulation, int | None], GraphPlan], repr=False, compare=False
+    )
 
     @property
     def num_images(self) -> int:
@@ -81,15 +88,22 @@ class InversionProblem:
         *,
         labels: Tensor | None = None,
         images_at_once: int | None = None,
+        whole_graph: bool = False,
     ) -> dict[str, Tensor]:
         """Return the mean gradient of a client with these images, or of several clients.
+
+        The graph of all local steps is kept where it fits into memory, else that of as many as fit.
 
         Args:
             pixels: (N, C, H, W), or (E, N, C, H, W).
             simulation: How faithfully the local steps are followed, see `simulate_local_update`.
             labels: (N,), or probabilities (N, K), in place of the problem's.
             images_at_once: Holds memory down, see `simulate_local_update`.
+            whole_graph: Calls the model for each gradient only once, for those who watch its layers.
         """
+        segment_length = None
+        if pixels.requires_grad and torch.is_grad_enabled() and not whole_graph:
+            segment_length = self._graph_plan(pixels, simulation, images_at_once).segment_length
         own_images = pixels.split(self.members, dim=-4)
         own_labels = (self.labels if labels is None else labels).split(self.members)
         gradients = [
@@ -103,6 +117,7 @@ class InversionProblem:
                 simulation=simulation,
                 order=self.order,
                 images_at_once=images_at_once,
+                segment_length=segment_length,
             )
             for images, attributed in zip(own_images, own_labels, strict=True)
         ]
@@ -111,6 +126,34 @@ class InversionProblem:
         # Each is the mean over the client's own steps; the update adds up steps.
         weights = [size * self.recipe.steps(size) / (self.num_images * self.num_steps) for size in self.members]
         return weighted_sum(gradients, weights)
+
+    def _graph_plan(self, pixels: Tensor, simulation: Simulation, images_at_once: int | None) -> GraphPlan:
+        """Return the plan for the largest client, measured on its first gradient."""
+        key = (simulation, images_at_once)
+        if key not in self.graph_plans:
+            num_images = max(self.members)
+            steps = held_steps(simulation, self.recipe, num_images, self.order)
+            of_an_epoch = pixels.detach() if pixels.dim() == 4 else pixels.detach()[0]
+            first = of_an_epoch[:num_images][steps[0].chosen].requires_grad_()
+            step_bytes = graph_bytes(
+                lambda: simulate_local_update(
+                    self.model,
+                    self.parameters,
+                    self.buffers,
+                    first,
+                    self.labels[:num_images][steps[0].chosen],
+                    replace(self.recipe, epochs=1, batch_size=None),
+                    images_at_once=images_at_once,
+                )
+            )
+            state_bytes = sum(tensor.nbytes for tensor in self.parameters.values())
+            self.graph_plans[key] = plan_graph(
+                len(steps),
+                step_bytes=step_bytes,
+                state_bytes=state_bytes * (2 if self.recipe.momentum else 1),
+                budget=memory_budget(pixels.device) // len(self.members),
+            )
+        return self.graph_plans[key]
 
     def noise(self, generator: torch.Generator, *, num_sets: int | None = None) -> Tensor:
         """Draw N(0, 1): (N, C, H, W), or (V, N, C, H, W) for ``num_sets`` V."""

@@ -2,16 +2,12 @@
 
     w_0 = w_t;   v <- mu v + g;   w <- w - eta v;        returns (w_0 - w_U) / (eta U), the mean gradient
 
-Given the true images in the true order, ``full`` equals what a client computes with ``torch.optim.SGD``. The cheaper
-variants hold one full-batch gradient for several local steps, so that fewer gradients are unrolled:
-
-    full           U gradients, each of one mini-batch
-    fedsgd_epoch   E gradients, each of all images, held for the B_c steps of an epoch
-    fedsgd         1 gradient of all images at w_t, held for all U steps
+Given the true images in the true order, ``full`` equals what a client computes with ``torch.optim.SGD``; the cheaper
+simulations of `attacker.local_steps` hold a gradient for several steps. `attacker.segments` bounds the memory.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +15,10 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from attacker.chunked_gradient import chunked_gradient, couples_images
+from attacker.local_steps import HeldStep, Simulation, held_steps, takes_shared_images
+from attacker.segments import TrainingState, follow_in_segments
 from fl_sim.parameters import Parameters, scale, subtract
 from fl_sim.records import LocalTraining
-from fl_sim.tables import Table
-
-Simulation: TypeAlias = Literal["full", "fedsgd_epoch", "fedsgd"]
-
-HeldBatch: TypeAlias = tuple[Tensor, Tensor, int]
-"""Images (n, C, H, W), labels (n,) or (n, K), and the number of local steps for which their mean gradient is held."""
 
 
 def simulate_local_update(
@@ -40,6 +32,7 @@ def simulate_local_update(
     simulation: Simulation = "full",
     order: Tensor | None = None,
     images_at_once: int | None = None,
+    segment_length: int | None = None,
 ) -> dict[str, Tensor]:
     """Return the mean gradient, ``-delta / (eta * U)``, that a client with these images would send.
 
@@ -54,11 +47,13 @@ def simulate_local_update(
         images: (N, C, H, W), the same images in each epoch, or (E, N, C, H, W), a set for each epoch; pixels.
         labels: (N,), int64, or (N, K), probabilities; position n of each epoch has this label.
         recipe: E, m, eta and momentum.
-        simulation: How faithfully the steps are followed, a name of `SIMULATIONS`.
+        simulation: How faithfully the steps are followed, see `attacker.local_steps`.
         order: (E, N), int64: epoch e visits the images ``order[e]`` one after the other; ``None``: as they stand. Only
             ``full`` depends on it.
         images_at_once: Bounds the memory: larger batches are gone through in parts of that many images, which needs a
             model that treats each image by itself, and constant labels; ``None``: as a whole.
+        segment_length: Bounds the memory: the graph of that many steps is kept at a time, see `attacker.segments`;
+            ``None``: that of all.
 
     Raises:
         ValueError: If the shapes do not fit each other or the recipe, or the model or labels do not allow parts.
@@ -66,41 +61,66 @@ def simulate_local_update(
     References:
         Dimitrov et al., Data Leakage in Federated Averaging, TMLR 2022, Algorithm 2 (SimUpdate) and Sec. 5.1.
     """
-    _check_shapes(images, labels, recipe, order)
+    _check_shapes(images, labels, recipe, order, simulation)
     _check_parts(model, labels, images_at_once)
-    batches = SIMULATIONS[simulation](images, labels, recipe, order)
+    steps = held_steps(simulation, recipe, len(labels), order)
+    training = _LocalTraining(model=model, recipe=recipe, images_at_once=images_at_once)
+    start = TrainingState(
+        weights={name: tensor.detach() for name, tensor in parameters.items()},
+        velocity={name: torch.zeros_like(tensor) for name, tensor in parameters.items()} if recipe.momentum else {},
+        # BatchNorm updates its buffers in place; the given ones stay as they are.
+        buffers={name: tensor.detach().clone() for name, tensor in buffers.items()},
+    )
     differentiable = (images.requires_grad or labels.requires_grad) and torch.is_grad_enabled()
-    start = {name: tensor.detach() for name, tensor in parameters.items()}
-    # BatchNorm updates its buffers in place; the given ones stay as they are.
-    state = {name: tensor.detach().clone() for name, tensor in buffers.items()}
-    final = _unroll(model, start, state, batches, recipe, differentiable=differentiable, images_at_once=images_at_once)
-    return scale(subtract(start, final), 1.0 / (recipe.learning_rate * recipe.steps(len(labels))))
+    if differentiable and segment_length is not None and segment_length < len(steps):
+        final = follow_in_segments(training, start, images, labels, steps, length=segment_length)
+    else:
+        final = training(start, images, labels, steps, differentiable=differentiable).weights
+    return scale(subtract(start.weights, final), 1.0 / (recipe.learning_rate * recipe.steps(len(labels))))
 
 
-def _unroll(
-    model: nn.Module,
-    weights: Parameters,
-    buffers: dict[str, Tensor],
-    batches: Iterator[HeldBatch],
-    recipe: LocalTraining,
-    *,
-    differentiable: bool,
-    images_at_once: int | None,
-) -> dict[str, Tensor]:
-    """Return the weights after SGD with momentum over the batches."""
-    current = dict(weights)
-    velocity = {name: torch.zeros_like(tensor) for name, tensor in weights.items()} if recipe.momentum else {}
-    for images, labels, num_steps in batches:
-        if images_at_once is None or len(images) <= images_at_once:
-            gradient = _gradient(model, current, buffers, images, labels, differentiable=differentiable)
-        else:
-            gradient = _gradient_in_parts(model, current, buffers, images, labels, size=images_at_once)
-        kept, from_velocity, from_gradient, to_velocity = _held_steps(recipe.momentum, num_steps)
-        current = _moved(current, gradient, -recipe.learning_rate * from_gradient)
-        if recipe.momentum:
-            current = _moved(current, velocity, -recipe.learning_rate * from_velocity)
-            velocity = _moved(scale(velocity, kept), gradient, to_velocity)
-    return current
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LocalTraining:
+    """SGD with momentum on gradients that may be held, from one state to the next."""
+
+    model: nn.Module
+    recipe: LocalTraining
+    images_at_once: int | None
+
+    def __call__(
+        self,
+        state: TrainingState,
+        images: Tensor,
+        labels: Tensor,
+        steps: Sequence[HeldStep],
+        *,
+        differentiable: bool,
+    ) -> TrainingState:
+        weights, velocity, eta = state.weights, state.velocity, self.recipe.learning_rate
+        for step in steps:
+            own = images if images.dim() == 4 else images[step.epoch]
+            gradient = self._gradient(
+                weights, state.buffers, own[step.chosen], labels[step.chosen], differentiable=differentiable
+            )
+            kept, from_velocity, from_gradient, to_velocity = _held(self.recipe.momentum, step.num_steps)
+            weights = _moved(weights, gradient, -eta * from_gradient)
+            if self.recipe.momentum:
+                weights = _moved(weights, velocity, -eta * from_velocity)
+                velocity = _moved(scale(velocity, kept), gradient, to_velocity)
+        return TrainingState(weights=weights, velocity=velocity, buffers=state.buffers)
+
+    def _gradient(
+        self,
+        weights: Parameters,
+        buffers: Mapping[str, Tensor],
+        images: Tensor,
+        labels: Tensor,
+        *,
+        differentiable: bool,
+    ) -> dict[str, Tensor]:
+        if self.images_at_once is None or len(images) <= self.images_at_once:
+            return _gradient(self.model, weights, buffers, images, labels, differentiable=differentiable)
+        return _gradient_in_parts(self.model, weights, buffers, images, labels, size=self.images_at_once)
 
 
 def _moved(start: Parameters, direction: Parameters, distance: float) -> dict[str, Tensor]:
@@ -108,7 +128,7 @@ def _moved(start: Parameters, direction: Parameters, distance: float) -> dict[st
     return {name: torch.add(tensor, direction[name], alpha=distance) for name, tensor in start.items()}
 
 
-def _held_steps(momentum: float, num_steps: int) -> tuple[float, float, float, float]:
+def _held(momentum: float, num_steps: int) -> tuple[float, float, float, float]:
     """Sum s steps of SGD with momentum mu on one held gradient g, from velocity v, in closed form.
 
         v_s = mu^s v + (1 - mu^s) / (1 - mu) g
@@ -131,13 +151,13 @@ def gradient_gain(recipe: LocalTraining, num_examples: int) -> float:
         num_examples: N_c.
     """
     num_steps = recipe.steps(num_examples)
-    return _held_steps(recipe.momentum, num_steps)[2] / num_steps
+    return _held(recipe.momentum, num_steps)[2] / num_steps
 
 
 def _gradient(
     model: nn.Module,
     weights: Parameters,
-    buffers: dict[str, Tensor],
+    buffers: Mapping[str, Tensor],
     images: Tensor,
     labels: Tensor,
     *,
@@ -154,7 +174,7 @@ def _gradient(
 
 
 def _gradient_in_parts(
-    model: nn.Module, weights: Parameters, buffers: dict[str, Tensor], images: Tensor, labels: Tensor, *, size: int
+    model: nn.Module, weights: Parameters, buffers: Mapping[str, Tensor], images: Tensor, labels: Tensor, *, size: int
 ) -> dict[str, Tensor]:
     """Return the same, with the memory of ``size`` images."""
     names = tuple(weights)
@@ -165,35 +185,6 @@ def _gradient_in_parts(
 
     gradients = chunked_gradient(gradient_of, images, labels, tuple(weights.values()), size=size)
     return dict(zip(names, gradients, strict=True))
-
-
-def _full(images: Tensor, labels: Tensor, recipe: LocalTraining, order: Tensor | None) -> Iterator[HeldBatch]:
-    size = recipe.batch_size or len(labels)
-    for epoch in range(recipe.epochs):
-        visited = images if images.dim() == 4 else images[epoch]
-        attributed = labels
-        if order is not None:
-            visited, attributed = visited[order[epoch]], labels[order[epoch]]
-        for batch, batch_labels in zip(visited.split(size), attributed.split(size), strict=True):
-            yield batch, batch_labels, 1
-
-
-def _fedsgd_epoch(images: Tensor, labels: Tensor, recipe: LocalTraining, order: Tensor | None) -> Iterator[HeldBatch]:
-    del order  # a full batch has none
-    for epoch in range(recipe.epochs):
-        yield images if images.dim() == 4 else images[epoch], labels, recipe.batches_per_epoch(len(labels))
-
-
-def _fedsgd(images: Tensor, labels: Tensor, recipe: LocalTraining, order: Tensor | None) -> Iterator[HeldBatch]:
-    del order
-    if images.dim() == 5 and images.shape[0] > 1:
-        raise ValueError(f"simulation 'fedsgd' takes one gradient of shared images (N, C, H, W), got {images.dim()}-d")
-    yield images if images.dim() == 4 else images[0], labels, recipe.steps(len(labels))
-
-
-SIMULATIONS: Table[Callable[[Tensor, Tensor, LocalTraining, Tensor | None], Iterator[HeldBatch]]] = Table(
-    "simulation", {"full": _full, "fedsgd_epoch": _fedsgd_epoch, "fedsgd": _fedsgd}
-)
 
 
 def _check_parts(model: nn.Module, labels: Tensor, images_at_once: int | None) -> None:
@@ -210,11 +201,15 @@ def _check_parts(model: nn.Module, labels: Tensor, images_at_once: int | None) -
         )
 
 
-def _check_shapes(images: Tensor, labels: Tensor, recipe: LocalTraining, order: Tensor | None) -> None:
+def _check_shapes(
+    images: Tensor, labels: Tensor, recipe: LocalTraining, order: Tensor | None, simulation: Simulation
+) -> None:
     if images.dim() not in (4, 5):
         raise ValueError(f"images must be (N, C, H, W) or (E, N, C, H, W), got shape {tuple(images.shape)}")
     if images.dim() == 5 and images.shape[0] != recipe.epochs:
         raise ValueError(f"images must hold one set for each of {recipe.epochs} epochs, got {images.shape[0]} sets")
+    if images.dim() == 5 and images.shape[0] > 1 and takes_shared_images(simulation):
+        raise ValueError(f"simulation {simulation!r} takes gradients of shared images (N, C, H, W), got 5-d images")
     num_images = images.shape[-4]
     if labels.dim() != 1 + labels.is_floating_point() or len(labels) != num_images or not num_images:
         raise ValueError(

@@ -17,7 +17,7 @@ from attacker.distances import layer_weighted_l2
 from attacker.gradient_matching import Objective, Search, minimise
 from attacker.inversion_problem import InversionProblem, inversion_problem
 from attacker.layer_inputs import first_linear, inputs_of_layer, tensor_name
-from attacker.local_update import Simulation
+from attacker.local_steps import Simulation
 from attacker.observation import Observation
 from attacker.priors.feature_span import feature_span, update_span
 from attacker.priors.pixel_box import pixel_box

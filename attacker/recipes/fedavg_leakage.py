@@ -20,7 +20,7 @@ from attacker.attack import OnStep, Reconstruction, ignore_progress
 from attacker.distances import DISTANCES
 from attacker.gradient_matching import Objective, Optimum, Search, Term, minimise
 from attacker.inversion_problem import InversionProblem, inversion_problem
-from attacker.local_update import Simulation
+from attacker.local_steps import Simulation
 from attacker.matching import match_and_average
 from attacker.observation import Observation
 from attacker.priors.epoch_order import Aggregate, Norm, epoch_order, random_filters

@@ -19,7 +19,7 @@ from attacker.distances import layerwise_l2
 from attacker.gradient_matching import Search, minimise
 from attacker.group import Consensus, agreed_images, group_targets
 from attacker.inversion_problem import InversionProblem, inversion_problem
-from attacker.local_update import Simulation
+from attacker.local_steps import Simulation
 from attacker.observation import Observation
 from attacker.placement import in_place_of_update
 from attacker.priors.group_consistency import group_consistency
@@ -163,9 +163,10 @@ class _Group:
     target: BatchNormTarget | None
     targets: Tensor | None = field(default=None)
 
-    def matching_of_seed(self, pixels: Tensor) -> Tensor:
+    def matching_of_seed(self, pixels: Tensor, *, watched: bool = False) -> Tensor:
         """Return the matching loss of pixels (N, C, H, W), shape ()."""
-        return layerwise_l2(self.problem.simulate(pixels, self.attack.simulation), self.problem.observed)
+        simulated = self.problem.simulate(pixels, self.attack.simulation, whole_graph=watched)
+        return layerwise_l2(simulated, self.problem.observed)
 
     def matching(self, variables: Tensor) -> Tensor:
         """Return the mean matching loss of the seeds (S, N, C, H, W), shape (); see `Minimised`."""
@@ -209,7 +210,7 @@ class _Group:
         pixels = self.problem.to_pixels(images)
         target = self.target if self.attack.batch_norm_statistics else None
         with nullcontext() if target is None else recorded_statistics(self.problem.model) as recorded:
-            matching = self.matching_of_seed(pixels)
+            matching = self.matching_of_seed(pixels, watched=target is not None)
         fidelity = self.attack.total_variation * total_variation(images) + self.attack.l2_norm * l2_norm(images)
         if target is not None and recorded is not None:
             fidelity = fidelity + self.attack.batch_norm_statistics * target.distance(self.problem, pixels, recorded)

@@ -15,7 +15,7 @@ from attacker.attack import OnStep, Reconstruction, ignore_progress
 from attacker.distances import relative_squared_l2
 from attacker.inversion_problem import inversion_problem
 from attacker.lbfgs import LbfgsSearch, minimise_lbfgs
-from attacker.local_update import Simulation
+from attacker.local_steps import Simulation
 from attacker.observation import Observation
 from attacker.recipes.ranges import check_at_least_one, check_positive
 from attacker.recipes.reconstruction import reconstruction

@@ -14,7 +14,7 @@ from attacker.attack import OnStep, Reconstruction, ignore_progress
 from attacker.distances import cosine_distance
 from attacker.gradient_matching import Objective, Search, minimise
 from attacker.inversion_problem import inversion_problem
-from attacker.local_update import Simulation
+from attacker.local_steps import Simulation
 from attacker.observation import Observation
 from attacker.priors.total_variation import total_variation
 from attacker.recipes.ranges import check_at_least_one, check_not_negative, check_positive

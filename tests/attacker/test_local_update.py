@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from small_problems import cnn, mlp, pictures, seeded, spec
 from torch import Tensor, nn
 
-from attacker.local_update import SIMULATIONS, _held_steps, gradient_gain, simulate_local_update
+from attacker.local_steps import SIMULATIONS, held_steps
+from attacker.local_update import _held, gradient_gain, simulate_local_update
 from clients.local_training import train_locally
 from fl_sim.batch_order import epoch_order
 from fl_sim.models import Normalisation
@@ -114,7 +115,7 @@ def test_variants_agree_where_nothing_is_held(momentum: float) -> None:
 @given(recipe=recipes, num_images=st.integers(1, 5))
 def test_held_gradient_equals_many_steps_with_a_constant_gradient(recipe: LocalTraining, num_images: int) -> None:
     num_steps, velocity, position = recipe.steps(num_images), 0.7, 0.0
-    kept, from_velocity, from_gradient, to_velocity = _held_steps(recipe.momentum, num_steps)
+    kept, from_velocity, from_gradient, to_velocity = _held(recipe.momentum, num_steps)
     expected = (kept * velocity + to_velocity * 2.0, -(from_velocity * velocity + from_gradient * 2.0))
     for _ in range(num_steps):
         velocity = recipe.momentum * velocity + 2.0
@@ -128,7 +129,7 @@ def test_held_gradient_equals_many_steps_with_a_constant_gradient(recipe: LocalT
         torch.testing.assert_close(tensor, gradient_gain(recipe, num_images) * gradient[name])
 
 
-@pytest.mark.parametrize("simulation", SIMULATIONS)
+@pytest.mark.parametrize("simulation", [*SIMULATIONS, 3])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_adjoint(simulation, momentum: float) -> None:
     model = mlp(TINY, hidden=3).double()
@@ -150,6 +151,81 @@ def test_certain_soft_labels_are_labels() -> None:
     for name, expected in hard.items():
         torch.testing.assert_close(soft[name], expected)
         assert not torch.allclose(uniform[name], expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    recipe=recipes,
+    num_images=st.integers(1, 5),
+    by_epoch=st.booleans(),
+    length=st.integers(1, 4),
+    simulation=st.sampled_from(["full", "fedsgd_epoch", 2]),
+)
+def test_segments_change_neither_value_nor_adjoint(
+    recipe, num_images: int, by_epoch: bool, length: int, simulation
+) -> None:
+    model, generator = mlp(TINY, hidden=4).double(), torch.Generator().manual_seed(3)
+    by_epoch = by_epoch and not isinstance(simulation, int)
+    images, labels = pictures(num_images, side=4).double(), torch.arange(num_images) % 3
+    images = images.repeat(recipe.epochs, 1, 1, 1, 1) if by_epoch else images
+    order = torch.stack([torch.randperm(num_images, generator=generator) for _ in range(recipe.epochs)])
+    found = []
+    for segment_length in (None, length):
+        own = images.clone().requires_grad_()
+        options = {"simulation": simulation, "order": order, "segment_length": segment_length}
+        update = simulate(model, own, labels, recipe, **options)
+        sum(tensor.square().sum() for tensor in update.values()).backward()
+        found.append((update, own.grad))
+    (whole, expected), (parts, gradient) = found
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_adjoint_of_segments(momentum: float) -> None:
+    model, recipe = (
+        mlp(TINY, hidden=3).double(),
+        LocalTraining(epochs=2, batch_size=1, learning_rate=0.5, momentum=momentum),
+    )
+    images, logits = pictures(3, side=4).double(), torch.eye(3).double()
+
+    def update(images: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
+        return tuple(simulate(model, images, logits.softmax(dim=1), recipe, segment_length=2).values())
+
+    assert torch.autograd.gradcheck(update, (images.requires_grad_(), logits.requires_grad_()))
+
+
+def test_segments_of_batch_norm_leave_the_buffers_alone_and_count_no_batch_twice() -> None:
+    model, recipe = batch_norm_model(), LocalTraining(epochs=2, batch_size=2, learning_rate=0.1)
+    model[2].momentum = None  # a cumulative average: the buffers would show a batch that was seen twice
+    buffers, labels = buffers_of(model), torch.arange(4) % 3
+    gradients = []
+    for segment_length in (None, 1, 3):
+        images = pictures(4, side=4).double().requires_grad_()
+        update = simulate_local_update(
+            model, weights(model), buffers, images, labels, recipe, segment_length=segment_length
+        )
+        sum(tensor.square().sum() for tensor in update.values()).backward()
+        gradients.append(images.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
+    torch.testing.assert_close(gradients[2], gradients[0])
+    assert all(torch.equal(buffers[name], tensor) for name, tensor in buffers_of(model).items())
+
+
+def test_euler_steps_share_the_local_steps() -> None:
+    recipe = LocalTraining(epochs=4, batch_size=2, learning_rate=0.1)
+    assert [step.num_steps for step in held_steps(3, recipe, 5, None)] == [4, 4, 4]
+    assert [step.num_steps for step in held_steps(5, recipe, 5, None)] == [2, 3, 2, 3, 2]
+    assert len(held_steps(100, recipe, 5, None)) == 12
+    model, images, labels = mlp(TINY).double(), pictures(5, side=4).double(), torch.arange(5) % 3
+    for name, tensor in simulate(model, images, labels, recipe, simulation="fedsgd_epoch").items():
+        torch.testing.assert_close(simulate(model, images, labels, recipe, simulation=4)[name], tensor)
+    with pytest.raises(ValueError, match="at least 1 full-batch gradient, got 0"):
+        simulate(model, images, labels, recipe, simulation=0)
+    with pytest.raises(ValueError, match="segment_length must be >= 1, got 0"):
+        simulate(model, images.requires_grad_(), labels, recipe, segment_length=0)
 
 
 @pytest.mark.parametrize("simulation", SIMULATIONS)
