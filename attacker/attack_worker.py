@@ -5,21 +5,20 @@
 This process never imports the truth: what a threat model grants of it arrives in the task, by value.
 """
 
-import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from torch import nn
 
-from attacker.attack import Attack, Progress
+from attacker.attack import Attack, OnStep, Progress, Reconstruction
 from attacker.attack_store import AttackSetting, AttackStore, ResultKey
 from attacker.batch_norm import LayerStatistics, Statistics
 from attacker.observation import Observation, ThreatModel
+from attacker.placement import on_device
 from attacker.recipes import ATTACKS
 from attacker.threat_models import THREAT_MODELS
 from fl_sim.models import MODELS
@@ -148,46 +147,50 @@ def _statistics(layers: tuple[GrantedLayer, ...]) -> dict[str, LayerStatistics]:
     return {name: LayerStatistics(torch.tensor(means), torch.tensor(variances)) for name, means, variances in layers}
 
 
-def run_task(task: AttackTask, on_step: Callable[[Progress], None]) -> None:
+def run_task(task: AttackTask, on_step: OnStep) -> None:
     """Attack one update and write the result.
 
     Raises:
         NotGrantedError: If the threat model withholds what the attack needs.
         RecordingError: If the update is not stored or damaged.
     """
-    attack = make_attack(task.setting)
-    observation = observe(task)
-    randomness = generator(task.key.seed, "attack", task.key.server_round, task.key.client_id)
-    reconstruction = attack(observation, generator=randomness, on_step=on_step)
+    reconstruction = attack_observation(task.setting, task.key, observe(task), on_step)
     AttackStore(task.results).write_result(task.key, reconstruction)
 
 
-_queue: "Queue[TaskProgress] | None" = None
+def attack_observation(
+    setting: AttackSetting, key: ResultKey, observation: Observation, on_step: OnStep
+) -> Reconstruction:
+    """Attack one observation, on the GPU where there is one.
+
+    Raises:
+        NotGrantedError: If the threat model withholds what the attack needs.
+    """
+    attack = make_attack(setting)
+    if torch.cuda.is_available():
+        observation = on_device(observation, "cuda")
+    randomness = generator(key.seed, "attack", key.server_round, key.client_id)
+    return attack(observation, generator=randomness, on_step=on_step)
 
 
-def prepare_worker(queue: "Queue[TaskProgress]") -> None:
-    """Set up a worker process: one thread, and progress goes to the queue."""
-    global _queue  # the one way to hand a queue to a pool's workers
-    _queue = queue
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-
-
-def run_task_in_worker(task: AttackTask) -> None:
-    """Run a task in a prepared worker process."""
-    run_task(task, _Reporter(task.key))
-
-
-class _Reporter:
+class StepReporter:
     """Sends progress to the parent, a few times a second and at the end."""
 
-    def __init__(self, key: ResultKey) -> None:
+    def __init__(self, key: ResultKey, send: Callable[[TaskProgress], None]) -> None:
+        """Report the steps of a task.
+
+        Args:
+            key: The task.
+            send: Gets each report.
+        """
         self._key = key
+        self._send = send
         self._last = 0.0
 
     def __call__(self, progress: Progress) -> None:
+        """Report a step, unless the last report is fresh."""
         now = time.monotonic()
         is_last = progress.step >= progress.num_steps
-        if _queue is not None and (is_last or now - self._last > _SECONDS_BETWEEN_REPORTS):
+        if is_last or now - self._last > _SECONDS_BETWEEN_REPORTS:
             self._last = now
-            _queue.put(TaskProgress(key=self._key, progress=progress))
+            self._send(TaskProgress(key=self._key, progress=progress))

@@ -1,40 +1,29 @@
-"""Attacks on many recorded updates: planned, spread over processes, resumed, and scored as they come in.
+"""Attacks on many recorded updates: planned, spread over processes or machines, resumed.
 
-Every (round, client, seed) of a setting is one task. Finished tasks are skipped, so that an interrupted campaign goes
-on where it was; a failed task is reported and does not stop the others.
+Every (round, client, seed) of a setting is one task, run in a process of this machine or on a Ray cluster. Finished
+tasks are skipped, so that an interrupted campaign goes on where it was; a failed task is reported and does not stop the
+others.
 """
 
-import multiprocessing
 import os
-import queue
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from attacker.attack import Progress
 from attacker.attack_store import AttackSetting, AttackStore, ResultKey
-from attacker.attack_worker import (
-    AttackTask,
-    GrantedLayer,
-    TaskProgress,
-    build_model,
-    make_attack,
-    prepare_worker,
-    run_task_in_worker,
-)
-from attacker.observation import NotGrantedError, ThreatModel
+from attacker.attack_worker import AttackTask, GrantedLayer, build_model, make_attack
+from attacker.campaign_observer import CampaignObserver, TaskFailure
+from attacker.observation import ThreatModel
+from attacker.process_workers import run_in_processes
+from attacker.ray_workers import run_on_ray
 from attacker.threat_models import THREAT_MODELS
 from attacker.truth import read_truth
 from fl_sim.config import AttackConfig, Selection, is_selected
-from fl_sim.errors import ConfigError, FlSimError
+from fl_sim.errors import ConfigError
 from fl_sim.run_store import RunStore
-
-_SECONDS_BETWEEN_LOOKS = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,27 +39,6 @@ class Plan:
     setting: AttackSetting
     tasks: tuple[AttackTask, ...]
     finished: tuple[ResultKey, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskFailure:
-    """A task that ended without a result, and why."""
-
-    key: ResultKey
-    reason: str
-
-
-class CampaignObserver:
-    """Told what happens in a campaign; every method may be overridden."""
-
-    def on_step(self, key: ResultKey, progress: Progress) -> None:
-        """A step of a running task."""
-
-    def on_finished(self, key: ResultKey) -> None:
-        """The result of a task is written."""
-
-    def on_failed(self, failure: TaskFailure) -> None:
-        """A task ended without a result."""
 
 
 def resolve_setting(config: AttackConfig) -> AttackSetting:
@@ -124,13 +92,19 @@ def plan_campaign(run: RunStore, config: AttackConfig) -> Plan:
 
 
 def run_campaign(
-    plan: Plan, *, workers: int | None = None, observer: CampaignObserver | None = None
+    plan: Plan,
+    *,
+    workers: int | Literal["ray"] | None = None,
+    gpu_share: float = 1.0,
+    observer: CampaignObserver | None = None,
 ) -> tuple[TaskFailure, ...]:
     """Run the open tasks of a plan.
 
     Args:
         plan: What `plan_campaign` returned.
-        workers: Processes, each with one torch thread; ``None`` takes one per core, or a single one with a GPU.
+        workers: Processes, each with one torch thread; ``None`` takes one per core, or as many as share the GPU;
+            ``"ray"`` spreads over a Ray cluster, see `attacker.ray_workers`.
+        gpu_share: Of a GPU, for each attack, where there is one.
         observer: Told about steps and results.
 
     Returns:
@@ -140,22 +114,9 @@ def run_campaign(
         return ()
     observer = observer or CampaignObserver()
     AttackStore(plan.tasks[0].results).write_setting(plan.setting)
-    context = multiprocessing.get_context("spawn")
-    progress: multiprocessing.Queue[TaskProgress] = context.Queue()
-    num_workers = min(len(plan.tasks), workers or _default_workers())
-    executor = ProcessPoolExecutor(num_workers, context, initializer=prepare_worker, initargs=(progress,))
-    try:
-        futures = {executor.submit(run_task_in_worker, task): task for task in plan.tasks}
-        return _watch(futures, progress, observer)
-    except BaseException:
-        # Workers ignore Ctrl-C; they are ended here, and what they had not written is done again next time.
-        executor.shutdown(wait=False, cancel_futures=True)
-        for worker in multiprocessing.active_children():
-            worker.terminate()
-        raise
-    finally:
-        executor.shutdown()
-        progress.close()
+    if workers == "ray":
+        return run_on_ray(plan.tasks, gpu_share=gpu_share, observer=observer)
+    return run_in_processes(plan.tasks, workers=workers or _default_workers(gpu_share), observer=observer)
 
 
 def _grants(run: RunStore, threat_model: ThreatModel) -> Callable[[AttackTask], AttackTask]:
@@ -187,47 +148,8 @@ def _grants(run: RunStore, threat_model: ThreatModel) -> Callable[[AttackTask], 
     return grant
 
 
-def _watch(
-    futures: dict[Future[None], AttackTask],
-    progress: "multiprocessing.Queue[TaskProgress]",
-    observer: CampaignObserver,
-) -> tuple[TaskFailure, ...]:
-    failures: list[TaskFailure] = []
-    while futures:
-        _report_steps(progress, observer)
-        for future in [future for future in futures if future.done()]:
-            key = futures.pop(future).key
-            reason = _reason(future.exception())
-            if reason is None:
-                observer.on_finished(key)
-            else:
-                failures.append(TaskFailure(key=key, reason=reason))
-                observer.on_failed(failures[-1])
-    return tuple(failures)
-
-
-def _report_steps(progress: "multiprocessing.Queue[TaskProgress]", observer: CampaignObserver) -> None:
-    try:
-        step = progress.get(timeout=_SECONDS_BETWEEN_LOOKS)
-        while True:
-            observer.on_step(step.key, step.progress)
-            step = progress.get_nowait()
-    except queue.Empty:
-        return
-
-
-def _reason(error: BaseException | None) -> str | None:
-    if error is None:
-        return None
-    if isinstance(error, BrokenProcessPool):
-        return "the worker process died (out of memory, or killed); run the same command again to resume"
-    if isinstance(error, FlSimError | NotGrantedError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
-
-
-def _default_workers() -> int:
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+def _default_workers(gpu_share: float) -> int:
+    return max(1, int(1 / gpu_share)) if torch.cuda.is_available() else os.cpu_count() or 1
 
 
 def _cohorts(run: RunStore, server_round: int, config: AttackConfig) -> list[tuple[int, ...]]:

@@ -122,7 +122,9 @@ class AttackConfig:
         clients: The clients to attack.
         seeds: One attack per seed.
         cohort: Attacks the mean of so many clients' updates at a time, as if the server saw nothing else.
-        workers: Processes, each with one torch thread; ``None`` takes one per core.
+        workers: Processes, each with one torch thread; ``None`` takes one per core, or what shares the GPU; ``"ray"``
+            spreads the attacks over a Ray cluster (RAY_ADDRESS), or over this machine.
+        gpu_share: Of a GPU, for each attack, where there is one.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _FORBID
@@ -134,12 +136,15 @@ class AttackConfig:
     clients: Selection = "all"
     seeds: tuple[int, ...] = (0,)
     cohort: int = 1
-    workers: int | None = None
+    workers: int | Literal["ray"] | None = None
+    gpu_share: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers must be >= 1, got {self.workers}")
+        if isinstance(self.workers, int) and self.workers < 1:
+            raise ValueError(f"workers must be >= 1 or 'ray', got {self.workers}")
+        if not 0 < self.gpu_share <= 1:
+            raise ValueError(f"gpu_share must be in (0, 1], got {self.gpu_share}")
         if self.cohort < 1:
             raise ValueError(f"cohort must be >= 1, got {self.cohort}")
         if not self.seeds:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from attacker.attack_worker import observe_update
-from attacker.campaign import CampaignObserver, TaskFailure, plan_campaign, resolve_setting, run_campaign
+from attacker.campaign import plan_campaign, resolve_setting, run_campaign
+from attacker.campaign_observer import CampaignObserver, TaskFailure
 from attacker.label_scores import FREQUENCIES, guess_label_counts
 from attacker.labels import LABEL_RECOVERIES
 from attacker.results import Result, read_results, score_results

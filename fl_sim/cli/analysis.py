@@ -5,7 +5,8 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from attacker.campaign import TaskFailure, plan_campaign
+from attacker.campaign import plan_campaign
+from attacker.campaign_observer import TaskFailure
 from attacker.metrics.features import FeatureExtractor, FeaturesUnavailable, load_features
 from attacker.metrics.lpips import LpipsUnavailable, load_lpips
 from attacker.report.collect import collect_content
@@ -31,7 +32,7 @@ def analyse(run: RunStore, attack: AttackConfig | None, *, quiet: bool) -> tuple
     Returns:
         The attacks that failed.
     """
-    failures = () if attack is None else show_campaign(plan_campaign(run, attack), workers=attack.workers, quiet=quiet)
+    failures = () if attack is None else show_campaign(plan_campaign(run, attack), attack, quiet=quiet)
     truth, notices = find_truth(run)
     if truth is not None:
         scoring = run.experiment().scoring

@@ -28,7 +28,10 @@ def attack(
     seeds: Annotated[str | None, typer.Option(help="For instance 0,1,2.")] = None,
     cohort: Annotated[int | None, typer.Option(min=1, help="Attack the mean of so many updates at a time.")] = None,
     threat_model: Annotated[str | None, typer.Option(help="A name of `fl-sim list threat-models`.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
+    workers: Annotated[
+        str | None, typer.Option(help="Processes, or 'ray' for a cluster (RAY_ADDRESS); default: one per core.")
+    ] = None,
+    gpu_share: Annotated[float | None, typer.Option(help="Of a GPU, for each attack, for instance 0.25.")] = None,
     assignments: SetOption = None,
     runs_dir: RunsDirOption = DEFAULT_RUNS_DIR,
     quiet: QuietOption = False,
@@ -51,7 +54,8 @@ def attack(
         "seeds": parse_selection(seeds, name="seeds"),
         "cohort": cohort,
         "threat_model": threat_model,
-        "workers": workers,
+        "workers": int(workers) if workers is not None and workers.lstrip("-").isdigit() else workers,
+        "gpu_share": gpu_share,
     }
     changes = {key: value for key, value in chosen.items() if value is not None}
     failures = analyse(store, parse_dataclass(AttackConfig, {**asdict(planned), **changes}), quiet=quiet)

@@ -5,16 +5,18 @@ from rich.progress import TaskID
 
 from attacker.attack import Progress
 from attacker.attack_store import ResultKey
-from attacker.campaign import CampaignObserver, Plan, TaskFailure, run_campaign
+from attacker.campaign import Plan, run_campaign
+from attacker.campaign_observer import CampaignObserver, TaskFailure
 from fl_sim.cli.terminal import errors, progress_bars
+from fl_sim.config import AttackConfig
 
 
-def show_campaign(plan: Plan, *, workers: int | None, quiet: bool) -> tuple[TaskFailure, ...]:
+def show_campaign(plan: Plan, attack: AttackConfig, *, quiet: bool) -> tuple[TaskFailure, ...]:
     """Run a campaign with progress bars and return its failures."""
     if plan.finished and not quiet:
         errors.print(f"{len(plan.finished)} of {len(plan.finished) + len(plan.tasks)} attacks were finished before")
     with progress_bars(quiet=quiet) as bars:
-        return run_campaign(plan, workers=workers, observer=_Bars(bars, plan))
+        return run_campaign(plan, workers=attack.workers, gpu_share=attack.gpu_share, observer=_Bars(bars, plan))
 
 
 class _Bars(CampaignObserver):

@@ -11,7 +11,7 @@ from rich.progress import TaskID
 
 from attacker.attack import Progress
 from attacker.attack_store import ResultKey
-from attacker.campaign import TaskFailure
+from attacker.campaign_observer import TaskFailure
 from fl_sim.cli.options import QuietOption
 from fl_sim.cli.terminal import errors, output, progress_bars
 from fl_sim.errors import ConfigError

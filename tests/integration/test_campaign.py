@@ -9,7 +9,8 @@ import torch
 from attacker.attack_store import AttackStore, ResultKey
 from attacker.attack_worker import observe, run_task
 from attacker.batch_norm import inferred_statistics
-from attacker.campaign import CampaignObserver, plan_campaign, run_campaign
+from attacker.campaign import plan_campaign, run_campaign
+from attacker.campaign_observer import CampaignObserver
 from attacker.local_update import simulate_local_update
 from attacker.metrics.features import FeatureExtractor, load_features
 from attacker.metrics.iip import POOL_SIZE

@@ -1,0 +1,93 @@
+"""Attacks spread over processes of this machine."""
+
+import multiprocessing
+import queue
+import signal
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.queues import Queue
+
+import torch
+
+from attacker.attack_worker import AttackTask, StepReporter, TaskProgress, run_task
+from attacker.campaign_observer import CampaignObserver, TaskFailure, failure_of
+
+_SECONDS_BETWEEN_LOOKS = 0.1
+
+
+def run_in_processes(
+    tasks: Sequence[AttackTask], *, workers: int, observer: CampaignObserver
+) -> tuple[TaskFailure, ...]:
+    """Run tasks; each writes its own result.
+
+    Args:
+        tasks: At least one.
+        workers: Processes at a time, each with one torch thread.
+        observer: Told about steps and results.
+
+    Returns:
+        The tasks that failed.
+    """
+    context = multiprocessing.get_context("spawn")
+    progress: multiprocessing.Queue[TaskProgress] = context.Queue()
+    executor = ProcessPoolExecutor(min(len(tasks), workers), context, initializer=_prepare, initargs=(progress,))
+    try:
+        return _watch({executor.submit(_run, task): task for task in tasks}, progress, observer)
+    except BaseException:
+        # Workers ignore Ctrl-C; they are ended here, and what they had not written is done again next time.
+        executor.shutdown(wait=False, cancel_futures=True)
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
+    finally:
+        executor.shutdown()
+        progress.close()
+
+
+_queue: "Queue[TaskProgress] | None" = None
+
+
+def _prepare(queue: "Queue[TaskProgress]") -> None:
+    """Set up a worker process: one thread, and progress goes to the queue."""
+    global _queue  # the one way to hand a queue to a pool's workers
+    _queue = queue
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+
+
+def _run(task: AttackTask) -> None:
+    assert _queue is not None
+    run_task(task, StepReporter(task.key, _queue.put))
+
+
+def _watch(
+    futures: dict[Future[None], AttackTask],
+    progress: "multiprocessing.Queue[TaskProgress]",
+    observer: CampaignObserver,
+) -> tuple[TaskFailure, ...]:
+    failures: list[TaskFailure] = []
+    while futures:
+        _report_steps(progress, observer)
+        for future in [future for future in futures if future.done()]:
+            key, error = futures.pop(future).key, future.exception()
+            if error is None:
+                observer.on_finished(key)
+                continue
+            if isinstance(error, BrokenProcessPool):
+                died = "the worker process died (out of memory, or killed); run the same command again to resume"
+                failures.append(TaskFailure(key=key, reason=died))
+            else:
+                failures.append(failure_of(key, error))
+            observer.on_failed(failures[-1])
+    return tuple(failures)
+
+
+def _report_steps(progress: "multiprocessing.Queue[TaskProgress]", observer: CampaignObserver) -> None:
+    try:
+        step = progress.get(timeout=_SECONDS_BETWEEN_LOOKS)
+        while True:
+            observer.on_step(step.key, step.progress)
+            step = progress.get_nowait()
+    except queue.Empty:
+        return
