@@ -110,8 +110,8 @@ def test_chain_applies_the_first_one_first():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GaussianNoise(stddev=-1.0), "stddev must be >= 0, got -1.0"),
-        (lambda: LaplaceNoise(scale=-1.0), "scale must be >= 0"),
+        (lambda: GaussianNoise(stddev=-1.0), "stddev must be a number >= 0, got -1.0"),
+        (lambda: LaplaceNoise(scale=-1.0), "scale must be a number >= 0"),
         (lambda: Clipping(clip_norm=0.0), "clip_norm must be > 0"),
         (lambda: RandomPruning(probability=1.0), r"probability must be in \[0, 1\), got 1.0"),
         (lambda: MagnitudePruning(share=-0.1), "share must be"),
