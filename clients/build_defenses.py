@@ -1,7 +1,5 @@
 """The experiment's list of defenses as one value, checked: each link built, placed, and able to work with the model."""
 
-from typing import cast
-
 from clients.defenses import DEFENSES, PLACES, ClientDefenses, Defense, GradientDefense, Place, arrange
 from clients.defenses.defense import PrivateGradientDefense
 from fl_sim.config import DefenseConfig, Experiment
@@ -43,8 +41,13 @@ def _build_link(link: DefenseConfig, *, where: str) -> tuple[Place, Defense] | G
                 f"{where}: {link.name} computes the gradient of each local step: leave out {PLACE_OPTION!r}"
             )
         return defense
+    if not callable(defense):
+        raise ConfigError(
+            f"{where}: {link.name} is no defense: expected a value that is called with the update, or one with "
+            f"check_model and gradient; got {type(defense).__name__}"
+        )
     if place is None:
         return "update", defense
     if place not in PLACES:
         raise ConfigError(f"{where}.{PLACE_OPTION}: expected one of {', '.join(PLACES)}; got {place!r}")
-    return cast(Place, place), defense
+    return place, defense

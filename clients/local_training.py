@@ -1,7 +1,7 @@
 """What a client computes on its private images: a gradient (FedSGD) or E epochs of mini-batch SGD (FedAvg).
 
 The loss is the mean cross-entropy over a batch. Plain PyTorch; the attacker's simulation must agree with this file.
-A client that defends itself inside training gives its own ``step_gradient`` and, for sampled batches, its own ``batches``.
+A client that defends itself inside training gives its own ``step_gradient`` and, where it samples, its own ``batches``.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +15,7 @@ from fl_sim.batch_order import epoch_order
 from fl_sim.records import LocalTraining
 
 StepGradient: TypeAlias = Callable[[nn.Module, Tensor, Tensor, int], tuple[Mapping[str, Tensor], float | None]]
-"""Model, images, labels and the number of the local step (from 0) to the gradient and, where it may be told, the loss."""
+"""Model, images, labels and the number of the local step (from 0) to the gradient and, if it may be told, the loss."""
 
 Batches: TypeAlias = Callable[[int, LocalTraining, torch.Generator], Iterable[Tensor]]
 """N_c, the recipe and the client's generator to the indices of each local step's images."""

@@ -1,8 +1,8 @@
 """Defenses of a client: one file each, one line in DEFENSES.
 
-An experiment lists them in the order in which they are applied. Every defense that is called with an update also takes the
-option ``where``: ``"update"`` (the default), ``"step"`` (the gradient of each local step) or ``"example"`` (the gradient
-of each image of each step), in the rising order example, step, update:
+An experiment lists them in the order in which they are applied. Every defense that is called with an update also takes
+the option ``where``: ``"update"`` (the default), ``"step"`` (the gradient of each local step) or ``"example"`` (the
+gradient of each image of each step), in the rising order example, step, update:
 
     [[defenses]]
     name = "clipping"

@@ -1,8 +1,8 @@
 """What a defense is: a pure function of named tensors, or, where that is not enough, a gradient of its own.
 
 A `Defense` maps the update to the update that leaves. Being a function of tensors only, it acts as well on the gradient
-of a local step or of one example (see `clients.defenses.places`). A `GradientDefense` needs the images and the model: it
-computes the gradient of a local step itself.
+of a local step or of one example (see `clients.defenses.places`). A `GradientDefense` needs the images and the model:
+it computes the gradient of a local step itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fl_sim.records import LocalTraining
 
 Sampling = Literal["epochs", "poisson"]
-"""How a client draws its batches: every image once in an epoch, or every image into every batch with one probability."""
+"""How a client draws its batches: every image once in an epoch, or each into each batch with the same probability."""
 
 
 class Defense(Protocol):
@@ -26,8 +26,8 @@ class Defense(Protocol):
         """Return the defended update.
 
         Args:
-            update: ``w_c - w_t`` (FedAvg) or the gradient (FedSGD), by tensor name; the gradient of one local step or of
-                one example where the experiment puts the defense there. Not changed.
+            update: ``w_c - w_t`` (FedAvg) or the gradient (FedSGD), by tensor name; the gradient of one local step or
+                of one example where the experiment puts the defense there. Not changed.
             num_examples: The images that the update was computed on: N_c, those of the batch, or one.
             generator: The only source of randomness; differs by client, round and local step.
 
@@ -58,7 +58,8 @@ class GradientDefense(Protocol):
             model: The model in training mode, at the weights of this step. Its weights are not changed.
             images: (N, C, H, W), pixels in [0, 1].
             labels: (N,), int64.
-            batch_size: What the mean is taken over: N, or the expected number where batches are sampled and N is secret.
+            batch_size: What the mean is taken over: N, or the expected number where batches are sampled and N is
+                secret.
             generator: The only source of randomness; differs by client, round and local step.
 
         Returns:

@@ -33,9 +33,10 @@ class DpSgd:
             entry. Zero with an infinite ``clip_norm`` is plain training; zero alone gives no guarantee and no epsilon.
         delta: The probability with which the guarantee may fail, in (0, 1); well below 1 / N_c.
         accountant: ``"rdp"`` (Rényi divergences) or ``"prv"`` (numerical, tighter, slower).
-        sampling: ``"epochs"`` trains on the same batches as an undefended client, and its epsilon counts each epoch as one
-            unsampled release: an image is in exactly one batch of it. ``"poisson"`` draws each image into each batch with
-            probability m / N_c, and its epsilon counts each local step as a release that is amplified by that sampling.
+        sampling: ``"epochs"`` trains on the same batches as an undefended client, and its epsilon counts each epoch as
+            one release without sampling: an image is in exactly one batch of it. ``"poisson"`` draws each image into
+            each batch with probability m / N_c, and its epsilon counts each local step as a release of which an image
+            was part with that probability.
 
     References:
         Abadi et al., Deep Learning with Differential Privacy, CCS 2016, Algorithm 1.
@@ -95,7 +96,7 @@ class DpSgd:
         optimizer.zero_grad()
         if len(labels) == 0:  # a sampled batch may be empty: then the noise is all there is
             for parameter in trained:
-                parameter.grad_sample = parameter.new_zeros(0, *parameter.shape)
+                setattr(parameter, "grad_sample", parameter.new_zeros(0, *parameter.shape))  # noqa: B010
         else:
             _keep_gradient_of_each_example(model, images, labels)
         optimizer.pre_step()
@@ -109,9 +110,9 @@ class DpSgd:
     def privacy(self, *, num_examples: int, training: LocalTraining, num_rounds: int) -> Mapping[str, float]:
         """Return the client's epsilon at ``delta`` after some rounds, composed over all of them.
 
-        It holds for one image of the client (its presence against a gradient of zero in its place) and counts N_c, E and m
-        as public. The guarantee is that of the noise: in a simulation the noise comes from the run seed, which is no
-        secret to who runs it.
+        It holds for one image of the client (its presence against a gradient of zero in its place) and counts N_c, E
+        and m as public. The guarantee is that of the noise, which here comes from the run seed: it protects against
+        whoever does not know the seed.
 
         Args:
             num_examples: N_c.

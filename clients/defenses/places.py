@@ -1,8 +1,8 @@
 """Where a defense acts: on each example's gradient, on each local step's, or on the update that is sent.
 
-    example   g_i     of each image of a batch, before the mean over the batch     (the placement of Dimitrov et al. 2022)
-    step      g_b     of each batch, before the optimiser and its momentum see it
-    update    w_c - w_t (FedAvg) or the gradient (FedSGD), once a round            (the default)
+    example   g_i of each image of a batch, before the mean over the batch   (as in Dimitrov et al. 2022, released code)
+    step      g_b of each batch, before the optimiser and its momentum see it
+    update    w_c - w_t (FedAvg) or the gradient (FedSGD), once a round      (the default)
 
 FedSGD computes one gradient on one batch: there ``step`` and ``update`` act on the same tensors. A `GradientDefense`
 computes g_b itself, before anything else can act.

@@ -1,6 +1,8 @@
 """Low-bit quantisation of the communicated update, rounded at random so that its mean is right.
 
-q(x) = M / s * (floor(s x / M + u)),   M = max |x| of the tensor,   s = 2^(bits - 1) - 1,   u ~ U[0, 1)
+q(x) = M / s * floor(s x / M + u),   M = max |x| of the tensor,   s = 2^(bits - 1) - 1,   u ~ U[0, 1)
+
+The levels of a tensor lie M / s apart: the coarser they are, the more of what leaves is the draw of u.
 """
 
 from collections.abc import Mapping

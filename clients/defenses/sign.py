@@ -11,8 +11,8 @@ from torch import Tensor
 class Sign:
     """Replaces each entry by its sign times the mean magnitude of its tensor; zero stays zero.
 
-    The mean magnitude is the scale that keeps the L1 norm of every tensor, so that the learning rate means the same with
-    and without the defense. Biased: no error is fed back into the next round.
+    The mean magnitude keeps the L1 norm of every tensor (where no entry is zero), so that the learning rate means the
+    same with and without the defense. Biased: no error is fed back into the next round. There is no strength to set.
 
     References:
         Bernstein et al., signSGD: Compressed Optimisation for Non-Convex Problems, ICML 2018.

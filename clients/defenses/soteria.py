@@ -2,7 +2,7 @@
 
     dL/dW = 1/N sum_n delta_n (mask_n * r_n)^T,   mask_n = 0 where |r_ni| / |d r_ni / d x_n| is among the largest
 
-with r_n the layer's input for image x_n. Its output, and so the loss, the other gradients and inference, stay as they are.
+with r_n the layer's input for image x_n. The layer's output stays as it is, and with it the loss and the other gradients.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ from fl_sim.errors import ConfigError
 class Soteria:
     """Prunes each image's representation where the weight gradient of one linear layer would give most of it away.
 
-    What goes first is a feature that is large while it hardly reacts to the image: an attacker who has to reproduce it must
-    change the image most.
+    What goes first is a feature that is large while it hardly reacts to the image: an image that explains its absence
+    lies furthest away.
 
     Attributes:
         pruned_percent: Features of each image's representation to prune, in [0, 100]; rounded to features, one at least
@@ -104,8 +104,8 @@ class Soteria:
 def sensitivity(representation: Tensor, images: Tensor, *, num_probes: int, generator: torch.Generator) -> Tensor:
     """Return the norm of each feature's derivative by its own image, |d r_ni / d x_n|, shape (N, F).
 
-    With J_n the Jacobian of image n, ``E (J_n v)_i^2 = |J_ni|^2`` for v ~ N(0, 1): a mean over random directions estimates
-    all features at once, with a relative error of about ``sqrt(1 / (2 num_probes))``.
+    With J_n the Jacobian of image n, ``E (J_n v)_i^2 = |J_ni|^2`` for v ~ N(0, 1): a mean over random directions
+    estimates all features at once, with a relative error of about ``sqrt(1 / (2 num_probes))``.
 
     Args:
         representation: (N, F), computed from ``images``; its graph is kept.

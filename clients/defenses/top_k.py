@@ -14,8 +14,8 @@ from fl_sim.parameters import num_scalars
 class TopK:
     """Keeps the given share of all entries, those of the largest magnitude over all tensors; the others become zero.
 
-    It is magnitude pruning counted from the other end, at strengths that are named by what stays. What is left out is not
-    fed back into the next round.
+    It is magnitude pruning counted from the other end, at strengths that are named by what stays. What is left out is
+    not fed back into the next round.
 
     Attributes:
         share: Of the whole update, in (0, 1]; rounded to entries, one at least. 1 keeps the update as it is.
