@@ -28,9 +28,10 @@ class DpSgd:
     """Clips the gradient of every example and adds noise in every local step, through Opacus; reports epsilon.
 
     Attributes:
-        clip_norm: C, the largest L2 norm of one example's gradient over all tensors together, > 0.
         noise_multiplier: sigma, >= 0: the noise on the sum over a batch has standard deviation ``sigma * C`` in each
-            entry. Zero with an infinite ``clip_norm`` is plain training; zero alone gives no guarantee and no epsilon.
+            entry. Zero gives no guarantee and no epsilon; zero without ``clip_norm`` is plain training.
+        clip_norm: C, the largest L2 norm of one example's gradient over all tensors together, > 0; left out, nothing is
+            clipped, which goes only without noise.
         delta: The probability with which the guarantee may fail, in (0, 1); well below 1 / N_c.
         accountant: ``"rdp"`` (Rényi divergences) or ``"prv"`` (numerical, tighter, slower).
         sampling: ``"epochs"`` trains on the same batches as an undefended client, and its epsilon counts each epoch as
@@ -44,8 +45,8 @@ class DpSgd:
         Chua et al., How Private are DP-SGD Implementations?, ICML 2024 (shuffled batches are not sampled ones).
     """
 
-    clip_norm: float
     noise_multiplier: float
+    clip_norm: float = math.inf
     delta: float = 1e-5
     accountant: Accountant = "rdp"
     sampling: Sampling = "epochs"

@@ -121,9 +121,8 @@ def sensitivity(representation: Tensor, images: Tensor, *, num_probes: int, gene
         ]
         return torch.stack([row.flatten(1).norm(dim=1) for row in rows], dim=1)
     weights = torch.zeros_like(representation, requires_grad=True)
-    (pulled_back,) = torch.autograd.grad(
-        representation, images, weights, create_graph=True
-    )  # J^T weights, linear in them
+    # J^T weights is linear in the weights: its derivative along v, taken backwards, is J v.
+    (pulled_back,) = torch.autograd.grad(representation, images, weights, create_graph=True)
     squares = torch.zeros_like(representation)
     for _ in range(num_probes):
         direction = torch.randn(images.shape, generator=generator, dtype=images.dtype)
