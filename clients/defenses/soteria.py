@@ -2,7 +2,7 @@
 
     dL/dW = 1/N sum_n delta_n (mask_n * r_n)^T,   mask_n = 0 where |r_ni| / |d r_ni / d x_n| is among the largest
 
-with r_n the layer's input for image x_n. The layer's output stays as it is, and with it the loss and the other gradients.
+with r_n the layer's input for image x_n. The layer's output stays as it is, and with it the loss and other gradients.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from fl_sim.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Soteria:
-    """Prunes each image's representation where the weight gradient of one linear layer would give most of it away.
+    """Prunes each image's representation in the weight gradient of one linear layer.
 
     What goes first is a feature that is large while it hardly reacts to the image: an image that explains its absence
     lies furthest away.

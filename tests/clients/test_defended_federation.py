@@ -1,4 +1,4 @@
-"""Every defense in a federation, FedSGD and FedAvg: it runs, acts on the update, and differs by client, round and step."""
+"""Every defense in a federation, FedSGD and FedAvg: it runs, acts where it should, and differs by client and step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,7 +88,8 @@ def test_links_are_applied_in_the_order_of_the_file(run_tiny):
 
 
 def test_noise_in_every_step_is_drawn_anew_in_every_epoch(run_tiny):
-    # U = E B steps of independent noise sum up to eta sigma sqrt(U); noise that repeats in each epoch to eta sigma E sqrt(B).
+    # Independent noise in U = E B steps sums up to eta sigma sqrt(U), noise that repeats in each epoch to
+    # eta sigma E sqrt(B).
     def delta(*changes):
         run = run_tiny("training.epochs=8", "training.batch_size=3", "data.num_clients=1", *changes)
         record = run.recording.read_round(1)
@@ -172,7 +173,7 @@ def test_epsilon_is_composed_over_the_rounds_in_which_a_client_took_part(run_tin
         "federation.clients_per_round=2",
         "federation.num_rounds=4",
     )
-    rounds = {client: 0 for client in range(4)}
+    rounds = dict.fromkeys(range(4), 0)
     for server_round in run.recording.rounds():
         for update in run.recording.read_round(server_round).updates:
             rounds[update.client_id] += 1

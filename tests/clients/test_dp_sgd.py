@@ -158,7 +158,8 @@ def test_epsilon_agrees_with_another_library(sigma, epochs, epsilon):
 
 @pytest.mark.parametrize(("sigma", "num_steps"), [(1.5, 1), (1.0, 10), (4.0, 30)])
 def test_without_sampling_epsilon_is_that_of_the_gaussian_mechanism(sigma, num_steps):
-    # T releases with noise sigma are one with sigma / sqrt(T); Balle and Wang, ICML 2018, Theorem 8, solved for epsilon.
+    # T releases with noise sigma are one with sigma / sqrt(T). Balle and Wang, Improving the Gaussian Mechanism for
+    # Differential Privacy, ICML 2018, Theorem 8, solved for epsilon.
     one = sigma / math.sqrt(num_steps)
 
     def excess(epsilon):
