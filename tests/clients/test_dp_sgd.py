@@ -175,6 +175,21 @@ def test_without_sampling_epsilon_is_that_of_the_gaussian_mechanism(sigma, num_s
     assert prv < rdp < 1.1 * exact
 
 
+@pytest.mark.filterwarnings("error")
+def test_epsilon_is_defined_for_hardly_any_noise_and_for_a_lot_of_it():
+    def epsilons(sigma, rate, num_steps):
+        return [
+            epsilon_of(
+                noise_multiplier=sigma, sampling_rate=rate, num_steps=num_steps, delta=1e-5, accountant=accountant
+            )
+            for accountant in ("prv", "rdp")
+        ]
+
+    weak, strong = epsilons(0.01, 1.0, 100), epsilons(1000.0, 0.01, 1)
+    assert weak[0] == weak[1] > 100_000  # where the numerical accountant's grid would fill the memory
+    assert 0 < strong[0] < strong[1] < 0.2
+
+
 def test_a_client_reports_what_its_sampling_allows():
     training = LocalTraining(epochs=3, batch_size=5)
     arguments = {"num_examples": 50, "training": training, "num_rounds": 2}

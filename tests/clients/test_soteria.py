@@ -35,16 +35,18 @@ def test_only_the_weight_gradient_of_the_one_layer_changes():
 
 def test_it_prunes_the_stated_share_of_one_images_representation_by_the_published_rule():
     model = make_model(hidden=(20, 10), activation="sigmoid")
-    plain, pruned = (
-        gradient_on(model, IMAGES[:1], LABELS[:1]),
-        defended(model, Soteria(pruned_percent=25.0), IMAGES[:1], LABELS[:1]),
-    )
+    with torch.no_grad():
+        model.linear1.weight *= torch.linspace(3.0, 0.1, 20)[:, None]  # features that react unlike each other
+    images, labels = IMAGES[:1], LABELS[:1]
+    plain, pruned = gradient_on(model, images, labels), defended(model, Soteria(pruned_percent=25.0), images, labels)
     gone = (pruned["linear2.weight"] == 0).all(dim=0)
     # Worked out apart from the code: r = sigmoid(W x + b), so |dr_i/dx| = r_i (1 - r_i) |W_i| / std.
     with torch.no_grad():
-        hidden = torch.sigmoid(model.linear1(model.flatten(model.normalisation(IMAGES[:1]))))[0]
+        hidden = torch.sigmoid(model.linear1(model.flatten(model.normalisation(images))))[0]
     reaction = hidden * (1 - hidden) * model.linear1.weight.detach().norm(dim=1) / 0.3
-    assert set(gone.nonzero().flatten().tolist()) == set((hidden / reaction).topk(5).indices.tolist())
+    expected = set((hidden / reaction).topk(5).indices.tolist())
+    assert set(gone.nonzero().flatten().tolist()) == expected
+    assert expected != set(hidden.topk(5).indices.tolist()) != set((1 / reaction).topk(5).indices.tolist())
     assert torch.allclose(pruned["linear2.weight"][:, ~gone], plain["linear2.weight"][:, ~gone], atol=1e-7)
 
 
