@@ -24,7 +24,7 @@ def epsilon_of(
         num_steps: Steps, >= 1.
         delta: In (0, 1).
         accountant: ``"rdp"`` is an upper bound, and so is ``"prv"``, which comes within 0.02 of the true value. Beyond
-            100, where a number promises nothing any more and its grid outgrows the memory, it returns that of ``"rdp"``.
+            100, where epsilon promises nothing and its grid outgrows the memory, it returns what ``"rdp"`` does.
 
     References:
         Mironov, Talwar, Zhang, Rényi Differential Privacy of the Sampled Gaussian Mechanism, 2019 (rdp).
