@@ -28,7 +28,7 @@ def build_defenses(experiment: Experiment) -> ClientDefenses:
 
 def draws_batches_at_random(defenses: ClientDefenses) -> bool:
     """Say whether batches are sampled, image by image, instead of dealt out once in an epoch."""
-    return isinstance(defenses.source, PrivateGradientDefense) and defenses.source.sampling == "poisson"
+    return isinstance(defenses.source, PrivateGradientDefense) and defenses.source.samples_batches
 
 
 def _build_link(link: DefenseConfig, *, where: str) -> tuple[Place, Defense] | GradientDefense:

@@ -6,15 +6,12 @@ it computes the gradient of a local step itself.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from fl_sim.records import LocalTraining
-
-Sampling = Literal["epochs", "poisson"]
-"""How a client draws its batches: every image once in an epoch, or each into each batch with the same probability."""
 
 
 class Defense(Protocol):
@@ -73,8 +70,8 @@ class PrivateGradientDefense(GradientDefense, Protocol):
     """A `GradientDefense` with a guarantee of differential privacy that depends on how batches are drawn."""
 
     @property
-    def sampling(self) -> Sampling:
-        """How batches are drawn."""
+    def samples_batches(self) -> bool:
+        """Whether each image goes into each batch with probability m / N_c, instead of once in an epoch."""
         ...
 
     def privacy(self, *, num_examples: int, training: LocalTraining, num_rounds: int) -> Mapping[str, float]:

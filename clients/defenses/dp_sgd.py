@@ -10,12 +10,12 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clients.defenses.defense import Sampling
 from clients.defenses.places import refuse_batch_norm
 from clients.defenses.privacy_accounting import Accountant, epsilon_of
 from clients.local_training import gradient_on, sampling_rate
@@ -49,7 +49,7 @@ class DpSgd:
     clip_norm: float = math.inf
     delta: float = 1e-5
     accountant: Accountant = "rdp"
-    sampling: Sampling = "epochs"
+    sampling: Literal["epochs", "poisson"] = "epochs"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -133,6 +133,11 @@ class DpSgd:
         if self.sampling == "poisson":
             return {"epsilon": sampled}
         return {"epsilon": self._epsilon(1.0, num_rounds * training.epochs), "epsilon-if-poisson": sampled}
+
+    @property
+    def samples_batches(self) -> bool:
+        """Whether each image goes into each batch with probability m / N_c; plain training keeps its batches."""
+        return self.sampling == "poisson" and not self._is_plain
 
     @property
     def _is_plain(self) -> bool:

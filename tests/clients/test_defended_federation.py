@@ -76,6 +76,11 @@ def test_strength_zero_sends_what_no_defense_sends_to_the_last_bit(run_tiny, und
     assert all(torch.equal(first, second) for first, second in zip(sent(run), undefended[algorithm], strict=True))
 
 
+def test_plain_training_by_dp_sgd_keeps_its_batches(run_tiny, undefended):
+    run = run_tiny(chain_of(link("dp_sgd", "noise_multiplier=0.0, sampling='poisson'")))
+    assert all(torch.equal(first, second) for first, second in zip(sent(run), undefended["fedavg"], strict=True))
+
+
 def test_links_are_applied_in_the_order_of_the_file(run_tiny):
     clip, noise = link("clipping", "clip_norm=0.01"), link("gaussian_noise", "stddev=0.1")
 
