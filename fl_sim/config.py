@@ -3,6 +3,7 @@
 An unknown key, a wrong type or an impossible combination is a `ConfigError` before anything is written.
 """
 
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -92,12 +93,26 @@ class FederationConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DefenseConfig:
-    """One link of the clients' chain of defenses: a name of DEFENSES and its hyper-parameters."""
+    """One link of the clients' chain of defenses: a name of DEFENSES and its hyper-parameters.
+
+    Attributes:
+        name: A name of DEFENSES.
+        options: Hyper-parameters of that defense, and ``where`` it acts: ``"update"`` (the default), ``"step"`` or
+            ``"example"``.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = _FORBID
 
     name: str
     options: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        """Refuse what the recording, which announces the defenses as JSON, cannot say."""
+        for name, value in self.options.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(
+                    f"options.{name} must be a finite number, got {value}; for no limit take a very large one"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

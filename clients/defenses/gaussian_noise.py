@@ -1,5 +1,6 @@
 """Gaussian noise on the communicated update."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,15 +18,15 @@ class GaussianNoise:
         stddev: Standard deviation in the units of the update, >= 0.
 
     References:
-        Dimitrov et al., Data Leakage in Federated Averaging, TMLR 2022, Appendix C.2.
+        Dimitrov et al., Data Leakage in Federated Averaging, TMLR 2022, Appendix C.1 (on each example's gradient).
     """
 
     stddev: float
 
     def __post_init__(self) -> None:
         """Check the range."""
-        if self.stddev < 0:
-            raise ValueError(f"stddev must be >= 0, got {self.stddev}")
+        if not 0 <= self.stddev < math.inf:
+            raise ValueError(f"stddev must be a number >= 0, got {self.stddev}")
 
     def __call__(
         self, update: Mapping[str, Tensor], *, num_examples: int, generator: torch.Generator

@@ -1,5 +1,6 @@
 """Laplace noise on the communicated update."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,15 +16,15 @@ class LaplaceNoise:
         scale: Scale in the units of the update, >= 0.
 
     References:
-        Dimitrov et al., Data Leakage in Federated Averaging, TMLR 2022, Appendix C.2.
+        Dimitrov et al., Data Leakage in Federated Averaging, TMLR 2022, Appendix C.1 (on each example's gradient).
     """
 
     scale: float
 
     def __post_init__(self) -> None:
         """Check the range."""
-        if self.scale < 0:
-            raise ValueError(f"scale must be >= 0, got {self.scale}")
+        if not 0 <= self.scale < math.inf:
+            raise ValueError(f"scale must be a number >= 0, got {self.scale}")
 
     def __call__(
         self, update: Mapping[str, Tensor], *, num_examples: int, generator: torch.Generator

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fl_sim.parameters import flatten
+from fl_sim.parameters import flatten, num_scalars
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +17,7 @@ class RandomPruning:
         probability: In [0, 1).
 
     References:
-        Dimitrov et al., Data Leakage in Federated Averaging, TMLR 2022, Appendix C.2.
+        Dimitrov et al., Data Leakage in Federated Averaging, TMLR 2022, Appendix C.1 (of each example's gradient).
     """
 
     probability: float
@@ -59,15 +59,26 @@ class MagnitudePruning:
         self, update: Mapping[str, Tensor], *, num_examples: int, generator: torch.Generator
     ) -> Mapping[str, Tensor]:
         """Return the update with its smallest entries at zero."""
-        magnitudes = flatten(update).abs()
-        num_pruned = round(self.share * magnitudes.numel())
-        if num_pruned == 0:
-            return update
-        # Ranks, and not a threshold: with ties the stated share would be missed.
-        keep = torch.ones_like(magnitudes, dtype=torch.bool)
-        keep[magnitudes.argsort(stable=True)[:num_pruned]] = False
-        masks = keep.split([tensor.numel() for tensor in update.values()])
-        return {name: tensor * mask.view_as(tensor) for (name, tensor), mask in zip(update.items(), masks, strict=True)}
+        total = num_scalars(update)
+        return keep_largest(update, total - round(self.share * total))
+
+
+def keep_largest(update: Mapping[str, Tensor], num_kept: int) -> Mapping[str, Tensor]:
+    """Set all entries but those of the largest magnitude to zero.
+
+    Args:
+        update: Named tensors. Not changed.
+        num_kept: How many entries stay, over all tensors together; where all do, ``update`` itself is returned.
+    """
+    magnitudes = flatten(update).abs()
+    num_pruned = magnitudes.numel() - num_kept
+    if num_pruned == 0:
+        return update
+    # Ranks, and not a threshold: with ties the stated share would be missed.
+    keep = torch.ones_like(magnitudes, dtype=torch.bool)
+    keep[magnitudes.argsort(stable=True)[:num_pruned]] = False
+    masks = keep.split([tensor.numel() for tensor in update.values()])
+    return {name: tensor * mask.view_as(tensor) for (name, tensor), mask in zip(update.items(), masks, strict=True)}
 
 
 def _check_share(name: str, value: float) -> None:

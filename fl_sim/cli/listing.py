@@ -10,7 +10,7 @@ from attacker.labels import LABEL_RECOVERIES
 from attacker.priors import PRIORS
 from attacker.recipes import ATTACKS
 from attacker.threat_models import THREAT_MODELS
-from clients.defenses import DEFENSES
+from clients.defenses import DEFENSES, PLACES
 from fl_sim.cli.terminal import output
 from fl_sim.datasets import DATASETS
 from fl_sim.datasets.partitioning import PARTITIONERS
@@ -55,6 +55,12 @@ def list_parts(kind: Annotated[Kind, typer.Argument(help="Which family.")]) -> N
     for name, part in TABLES[kind].items():
         table.add_row(name, _summary(part), "\n".join(describe_options(part)))
     output.print(table)
+    if kind is Kind.DEFENSES:
+        output.print(
+            f"All but dp_sgd and soteria take the option where = one of {', '.join(PLACES)} (default: update). "
+            "Consistent batches, a defense as well, are training.order = 'static'.",
+            highlight=False,
+        )
 
 
 def _summary(part: Any) -> str:

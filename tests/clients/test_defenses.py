@@ -7,11 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.defenses import DEFENSES, chain
+from clients.defenses import DEFENSES, GradientDefense, chain
 from clients.defenses.clipping import Clipping
 from clients.defenses.gaussian_noise import GaussianNoise
 from clients.defenses.laplace_noise import LaplaceNoise
 from clients.defenses.pruning import MagnitudePruning, RandomPruning
+from clients.defenses.quantisation import Quantisation
+from clients.defenses.sign import Sign
+from clients.defenses.top_k import TopK
 from fl_sim.parameters import flatten, l2_norm, subtract
 from fl_sim.seeds import generator
 
@@ -25,6 +28,8 @@ NOTHING = [
     Clipping(clip_norm=math.inf),
     RandomPruning(probability=0.0),
     MagnitudePruning(share=0.0),
+    TopK(share=1.0),
+    Quantisation(bits=32),
 ]
 SOMETHING = [
     GaussianNoise(stddev=0.1),
@@ -32,6 +37,12 @@ SOMETHING = [
     Clipping(clip_norm=1.0),
     RandomPruning(probability=0.5),
     MagnitudePruning(share=0.5),
+    TopK(share=0.5),
+    Quantisation(bits=4),
+    Sign(),
+]
+DRAWING = [
+    defense for defense in SOMETHING if isinstance(defense, GaussianNoise | LaplaceNoise | RandomPruning | Quantisation)
 ]
 
 
@@ -40,7 +51,9 @@ def apply(defense, update=UPDATE, *, client=0, server_round=1):
 
 
 def test_the_table_is_covered():
-    assert {type(defense) for defense in SOMETHING} == set(DEFENSES.values())
+    of_the_update = {defense for defense in DEFENSES.values() if not isinstance(defense, GradientDefense)}
+    assert {type(defense) for defense in SOMETHING} == of_the_update
+    assert {type(defense) for defense in NOTHING} == of_the_update - {Sign}  # which has no strength
 
 
 @pytest.mark.parametrize("defense", NOTHING, ids=lambda defense: type(defense).__name__)
@@ -79,6 +92,68 @@ def test_clipping_never_lengthens_and_twice_is_once(norm):
     assert torch.allclose(flatten(apply(Clipping(clip_norm=norm), clipped)), flatten(clipped), rtol=1e-5)
 
 
+@given(values=st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20), norm=st.floats(0.001, 500))
+def test_clipping_keeps_the_direction(values, norm):
+    update = {"a": torch.tensor(values[:1]), "b": torch.tensor(values[1:])}
+    clipped = apply(Clipping(clip_norm=norm), update)
+    factor = min(1.0, norm / max(l2_norm(update), 1e-12))
+    assert torch.allclose(flatten(clipped), factor * flatten(update), rtol=1e-4, atol=1e-6)
+
+
+@given(values=st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=40), share=st.floats(0.01, 1))
+def test_top_k_keeps_the_stated_number_and_nothing_larger_is_left_out(values, share):
+    update = {"a": torch.tensor(values), "b": torch.tensor([[0.5, -0.25]])}
+    kept = flatten(apply(TopK(share=share), update))
+    before = flatten(update)
+    num_kept = max(1, round(share * len(before)))
+    changed = kept != before
+    assert torch.equal(kept[changed], torch.zeros(int(changed.sum())))
+    assert int((kept != 0).sum()) == min(num_kept, int((before != 0).sum()))
+    if changed.any() and num_kept < len(before):
+        assert before[changed].abs().max() <= before.abs().topk(num_kept).values.min()
+
+
+def test_top_k_is_magnitude_pruning_counted_from_the_other_end():
+    assert torch.equal(flatten(apply(TopK(share=0.3))), flatten(apply(MagnitudePruning(share=0.7))))
+    assert int((flatten(apply(TopK(share=1e-9))) != 0).sum()) == 1
+
+
+def test_sign_keeps_every_sign_and_the_l1_norm_of_every_tensor():
+    signs = apply(Sign())
+    for name, tensor in UPDATE.items():
+        assert torch.equal(signs[name].sign(), tensor.sign())
+        assert signs[name].abs().sum().item() == pytest.approx(tensor.abs().sum().item(), rel=1e-5)
+        assert len(signs[name].abs().unique()) == 1
+    assert apply(Sign(), {"a": torch.tensor([0.0, 3.0, -1.0, 0.0])})["a"].tolist() == [0.0, 1.0, -1.0, 0.0]
+
+
+@given(
+    values=st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20),
+    bits=st.integers(2, 16),
+    seed=st.integers(0, 100),
+)
+def test_quantised_entries_are_neighbouring_levels(values, bits, seed):
+    update = {"a": torch.tensor(values)}
+    quantised = apply(Quantisation(bits=bits), update, client=seed)["a"].double()
+    largest, levels = update["a"].abs().max().double(), 2 ** (bits - 1) - 1
+    if largest < 1e-30:  # below, quotients leave the range of normal numbers
+        return
+    assert quantised.abs().max() <= largest * (1 + 1e-6)
+    numbers = quantised / largest * levels
+    assert (numbers - numbers.round()).abs().max() < 1e-2
+    assert (quantised - update["a"]).abs().max() <= largest / levels * (1 + 1e-2)
+
+
+def test_quantisation_is_unbiased_and_spares_zero_and_the_largest():
+    row = torch.tensor([0.0, 0.1, -0.35, 0.77, -1.0])
+    draws = apply(Quantisation(bits=2), {"a": row.repeat(20_000, 1)})["a"]
+    assert sorted(draws.unique().tolist()) == [-1.0, 0.0, 1.0]
+    assert torch.allclose(draws.mean(0), row, atol=0.015)
+    assert (draws[:, 0] == 0).all()
+    assert (draws[:, 4] == -1).all()
+    assert torch.equal(apply(Quantisation(bits=2), {"a": torch.zeros(3)})["a"], torch.zeros(3))
+
+
 def test_pruning_keeps_the_stated_share():
     assert (flatten(apply(RandomPruning(probability=0.3))) == 0).float().mean().item() == pytest.approx(0.3, abs=0.02)
     assert int((flatten(apply(MagnitudePruning(share=0.3))) == 0).sum()) == round(0.3 * flatten(UPDATE).numel())
@@ -91,7 +166,7 @@ def test_magnitude_pruning_takes_the_smallest_and_handles_ties():
     assert int((tied["a"] == 0).sum()) == 5
 
 
-@pytest.mark.parametrize("defense", [SOMETHING[0], SOMETHING[1], SOMETHING[3]], ids=lambda d: type(d).__name__)
+@pytest.mark.parametrize("defense", DRAWING, ids=lambda defense: type(defense).__name__)
 def test_draws_differ_by_client_and_round_and_repeat_by_seed(defense):
     first = flatten(apply(defense))
     assert torch.equal(first, flatten(apply(defense)))
@@ -110,11 +185,14 @@ def test_chain_applies_the_first_one_first():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GaussianNoise(stddev=-1.0), "stddev must be >= 0, got -1.0"),
-        (lambda: LaplaceNoise(scale=-1.0), "scale must be >= 0"),
+        (lambda: GaussianNoise(stddev=-1.0), "stddev must be a number >= 0, got -1.0"),
+        (lambda: LaplaceNoise(scale=-1.0), "scale must be a number >= 0"),
         (lambda: Clipping(clip_norm=0.0), "clip_norm must be > 0"),
         (lambda: RandomPruning(probability=1.0), r"probability must be in \[0, 1\), got 1.0"),
         (lambda: MagnitudePruning(share=-0.1), "share must be"),
+        (lambda: GaussianNoise(stddev=float("nan")), "stddev must be a number >= 0, got nan"),
+        (lambda: TopK(share=0.0), r"share must be in \(0, 1\], got 0.0"),
+        (lambda: Quantisation(bits=1), "bits must be from 2 to 16, or 32 for no quantisation, got 1"),
     ],
 )
 def test_wrong_strengths_are_refused(make, message):
