@@ -236,7 +236,7 @@ class Experiment:
 
 
 def read_experiment(path: Path | None, overrides: Iterable[str] = ()) -> Experiment:
-    """Read an experiment file and apply ``section.key=value`` overrides.
+    """Read an experiment file, apply ``section.key=value`` overrides, and validate it.
 
     Args:
         path: A TOML file; ``None`` starts from the defaults.
@@ -244,6 +244,15 @@ def read_experiment(path: Path | None, overrides: Iterable[str] = ()) -> Experim
 
     Raises:
         ConfigError: If the file cannot be read or anything in it does not fit.
+    """
+    return parse_experiment(read_settings(path, overrides))
+
+
+def read_settings(path: Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """Read an experiment file as plain data, overrides applied, not yet validated.
+
+    Raises:
+        ConfigError: If the file cannot be read.
     """
     data: dict[str, Any] = {}
     if path is not None:
@@ -257,7 +266,7 @@ def read_experiment(path: Path | None, overrides: Iterable[str] = ()) -> Experim
             raise ConfigError(f"experiment file {str(path)!r} is not valid TOML: {error}") from error
     for override in overrides:
         _assign(data, *split_assignment(override))
-    return parse_experiment(data)
+    return data
 
 
 def parse_experiment(data: Mapping[str, Any]) -> Experiment:

@@ -155,6 +155,10 @@ class RecordingStore:
         """Return the failed replies of a round."""
         return self._read_entry(server_round).failures
 
+    def read_metrics(self, server_round: int) -> dict[int, dict[str, float]]:
+        """Return the further numbers that clients sent in a round, by client."""
+        return {update.client_id: update.metrics for update in self._read_entry(server_round).updates}
+
     def read_round(self, server_round: int, clients: Collection[int] | None = None) -> RoundRecord:
         """Read a round with all stored updates, or with those of some clients.
 

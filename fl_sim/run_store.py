@@ -17,7 +17,7 @@ import importlib.metadata
 import platform
 import re
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,18 @@ def open_run(folder: Path) -> RunStore:
 def list_runs(runs_dir: Path) -> list[RunStore]:
     """Return the runs below a folder, oldest first; folders that are no runs are left out."""
     return [RunStore(path.parent) for path in sorted(runs_dir.glob("*/run.json"))]
+
+
+def find_finished_run(experiment: Experiment, runs_dir: Path) -> RunStore | None:
+    """Return a finished run of this very experiment, whatever it says about the attack, or ``None``."""
+    for run in list_runs(runs_dir):
+        try:
+            found = replace(run.experiment(), attack=experiment.attack)
+            if found == experiment and run.status().state is RunState.FINISHED:
+                return run
+        except RecordingError:
+            continue  # of another version, or cut off while it was made: recorded again
+    return None
 
 
 def _parse(kind: Any, path: Path, data: Any) -> Any:

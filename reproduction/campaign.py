@@ -22,11 +22,11 @@ from attacker.truth import read_truth
 from fl_sim.config import AttackConfig
 from fl_sim.errors import MissingDataError
 from fl_sim.events import Event
-from fl_sim.run_store import RunStore, create_run
+from fl_sim.run_store import RunStore, create_run, find_finished_run
 from fl_sim.runtime import run_federation
 from fl_sim.seeds import generator
 from reproduction.data import PaperData
-from reproduction.experiments import describe, experiment_of, find_recording
+from reproduction.experiments import describe, experiment_of
 from reproduction.measurements import Measurement, MeasurementFile, MeasurementKey
 from reproduction.methods import Method
 from reproduction.tables import NUM_IMAGES, PaperTable, Row
@@ -194,7 +194,7 @@ def _recording(
     row: Row, data: PaperData, data_folder: Path, runs_dir: Path, observer: ReproductionObserver
 ) -> RunStore:
     experiment = experiment_of(row, data, data_folder)
-    found = find_recording(experiment, runs_dir)
+    found = find_finished_run(experiment, runs_dir)
     if found is not None:
         return found
     run = create_run(experiment, runs_dir)

@@ -1,12 +1,9 @@
 """A row of a table as an experiment: recorded once, found again by its content."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 from fl_sim.config import Experiment, FederationConfig, ModelConfig, RecordingConfig, ScoringConfig
-from fl_sim.errors import RecordingError
-from fl_sim.run_store import RunState, RunStore, list_runs
 from reproduction.data import PaperData
 from reproduction.tables import Row
 
@@ -42,15 +39,3 @@ def describe(row: Row, data: PaperData) -> str:
         f"{data.file}, {data.model}, seed {SEED}, E={recipe.epochs} m={recipe.batch_size} eta={recipe.learning_rate} "
         f"order={recipe.order}, {data.num_clients} clients from {data.first_client}{defended}"
     )
-
-
-def find_recording(experiment: Experiment, runs_dir: Path) -> RunStore | None:
-    """Return a finished run of this very experiment, or ``None``."""
-    for run in list_runs(runs_dir):
-        try:
-            is_same = replace(run.experiment(), attack=experiment.attack) == experiment
-            if is_same and run.status().state is RunState.FINISHED:
-                return run
-        except RecordingError:
-            continue  # of another version, or cut off while it was made: recorded again
-    return None

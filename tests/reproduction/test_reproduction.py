@@ -17,7 +17,7 @@ from fl_sim.config import parse_experiment, to_plain
 from fl_sim.errors import RecordingError
 from reproduction.campaign import Request, cells_of
 from reproduction.data import PAPER_DATA
-from reproduction.experiments import describe, experiment_of, find_recording
+from reproduction.experiments import describe, experiment_of
 from reproduction.measurements import Measurement, MeasurementFile, MeasurementKey
 from reproduction.methods import LABEL_METHODS
 from reproduction.paper import paper_cell
@@ -199,7 +199,7 @@ def test_a_federation_is_found_again_by_its_content(small_data, tmp_path):
     data = PAPER_DATA["femnist_like"]
     row = TABLES["table1"].rows[0]
     experiment = experiment_of(row, data, small_data)
-    assert find_recording(experiment, tmp_path / "runs") is None
+    assert find_finished_run(experiment, tmp_path / "runs") is None
     assert describe(row, data) != describe(TABLES["table1"].rows[1], data)
     assert str(small_data) not in describe(row, data)
 
