@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clients.defenses import DEFENSES, Defense, chain
 from clients.local_training import gradient_on, train_locally
+from clients.secure_aggregation import answer_masked
 from fl_sim.app_config import experiment_of
 from fl_sim.batch_order import batch_order_generator
 from fl_sim.config import Experiment
@@ -59,7 +60,18 @@ def _client_app(find_experiment: Callable[[Context], Experiment]) -> ClientApp:
 
     @client_app.train()
     def train(message: Message, context: Context) -> Message:
-        return _train(message, find_experiment(context), _client_id(context))
+        experiment, client_id = find_experiment(context), _client_id(context)
+        secure = experiment.secure_aggregation()
+        if secure is None:
+            return _train(message, experiment, client_id)
+        return answer_masked(
+            message,
+            context,
+            lambda message, context: _train(message, experiment, client_id),
+            options=secure,
+            seed=experiment.seed,
+            client_id=client_id,
+        )
 
     return client_app
 
