@@ -1,7 +1,7 @@
-"""The client's side of SecAgg+: what would leave the client is checked against the range, masked, and only then sent.
+"""The client's side of SecAgg+: what leaves the client is checked against the range, and masked.
 
-Flower's own mod does the protocol. It expects replies in the form of Flower's older interface, and draws the rounding of
-its quantisation from numpy's process-wide generator.
+Flower's own mod does the protocol. It expects replies in the form of Flower's older interface, and draws the rounding
+of its quantisation from numpy's process-wide generator.
 """
 
 import math
@@ -42,7 +42,8 @@ def answer_masked(
         client_id: The client's number.
 
     Raises:
-        ValueError: If the reply cannot be masked: values that are not finite, or N_c above the limit. The client drops out.
+        ValueError: If the reply cannot be masked: values that are not finite, or N_c above the limit. The client drops
+            out of the round.
     """
 
     def reply_in_older_form(message: Message, context: Context) -> Message:

@@ -1,9 +1,11 @@
 """What central differential privacy guarantees after some rounds: epsilon by Opacus' accountant.
 
-Each published model is one Gaussian mechanism on the sum of clipped updates (sensitivity C, noise z C). Clients are taken
-to be in every round: the draw of clients is not counted as secret, since the server and every client asked know it.
+Each published model is one Gaussian mechanism on the sum of clipped updates (sensitivity C, noise z C). Clients are
+taken to be in every round: the draw of clients is not counted as secret, since the server and every client asked know
+it.
 """
 
+import importlib
 from typing import Any
 
 from fl_sim.errors import MissingDataError
@@ -31,10 +33,9 @@ def central_epsilon(privacy: CentralPrivacy, num_releases: int) -> float | None:
     if privacy.noise_multiplier == 0:
         return None
     try:
-        from opacus.accountants import RDPAccountant
+        accountant = importlib.import_module("opacus.accountants").RDPAccountant()  # only who asks needs Opacus
     except ImportError as error:
         raise MissingDataError(f"epsilon needs Opacus ({error}); install it: pip install opacus") from error
-    accountant = RDPAccountant()
     accountant.history = [(privacy.noise_multiplier, 1.0, num_releases)]
     return float(accountant.get_epsilon(privacy.delta))
 

@@ -232,8 +232,8 @@ class Experiment:
             )
         if secure is not None and secure.reconstruction_threshold > num_clients:
             raise ValueError(
-                f"federation.secure_aggregation.reconstruction_threshold must be <= the {num_clients} clients of a round, "
-                f"got {secure.reconstruction_threshold}"
+                "federation.secure_aggregation.reconstruction_threshold must be <= the "
+                f"{num_clients} clients of a round, got {secure.reconstruction_threshold}"
             )
 
     def secure_aggregation(self) -> SecureAggregation | None:

@@ -137,8 +137,8 @@ class RecordingStore:
 
         Args:
             record: The round.
-            keep_clients: Clients whose update is stored; of the others only N_c and metrics are. Masked vectors are stored
-                if `write_masked_vector` was called.
+            keep_clients: Clients whose update is stored; of the others only N_c and metrics are. Masked vectors are
+                stored where `write_masked_vector` was called.
             keep_round: Whether any tensor of this round is stored.
         """
         folder = self._round_folder(record.server_round)
@@ -222,7 +222,7 @@ class RecordingStore:
         return tuple(update.client_id for update in entry.updates if update.sha256 is not None)
 
     def aggregated_clients(self, server_round: int) -> tuple[int, ...]:
-        """Return the clients of whose replies the mean alone is stored (secure aggregation), in order; empty without."""
+        """Return the clients of whose replies the mean is stored (secure aggregation), in order; else nobody."""
         secure = self._read_entry(server_round).secure_aggregation
         return () if secure is None or secure.aggregate_sha256 is None else secure.clients
 
@@ -362,8 +362,8 @@ def _file_names(manifest: Manifest) -> list[str]:
 
 
 def _check_names(path: Path, tensors: Mapping[str, Tensor], expected: Collection[str]) -> None:
-    if tensors.keys() != set(expected):
-        wrong = sorted(tensors.keys() ^ set(expected))
+    wrong = sorted(tensors.keys() ^ set(expected))
+    if wrong:
         raise RecordingError(f"{path}: expected the tensors that the manifest names; missing or unexpected: {wrong}")
 
 

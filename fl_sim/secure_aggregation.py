@@ -2,9 +2,9 @@
 
     draw clients  ->  setup, share keys, collect masked vectors, unmask  ->  mean of the replies  ->  next global model
 
-Flower offers the protocol for its older interface only (`SecAggPlusWorkflow` and `LegacyContext`); these stand here and in
-`clients.secure_aggregation`, and nowhere else. What the vectors mean is not the protocol's business: weights for FedAvg,
-gradients for FedSGD, as in any other run.
+Flower offers the protocol for its older interface only (`SecAggPlusWorkflow` and `LegacyContext`); that stands here, in
+the recorder and in `clients.secure_aggregation`, and nowhere else. What the vectors mean is not the protocol's concern:
+weights for FedAvg, gradients for FedSGD, as in any other run.
 """
 
 import math
@@ -87,8 +87,8 @@ def run_secure_rounds(
 class _Workflow(SecAggPlusWorkflow):
     """Flower's protocol with two changes.
 
-    The message that asks for a masked vector is our ordinary training message; and a client that drops out before it has
-    shared its keys is left out, where Flower's own version halts the round when it comes to unmasking.
+    The message that asks for a masked vector is our ordinary training message; and a client that drops out before it
+    has shared its keys is left out, where Flower's own version halts the round when it comes to unmasking.
     """
 
     def run(

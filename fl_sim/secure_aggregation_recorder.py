@@ -1,7 +1,7 @@
 """The eavesdropper under secure aggregation: it listens at the grid, where the protocol's messages pass.
 
-The other place to stand is `fl_sim.recording`, around a strategy, which secure aggregation does not call. Both hand on the
-same `RoundRecord`. Masked vectors are handed on as they arrive and not kept.
+The other place to stand is `fl_sim.recording`, around a strategy, which secure aggregation does not call. Both hand on
+the same `RoundRecord`. Masked vectors are handed on as they arrive and not kept.
 """
 
 import io
@@ -119,7 +119,7 @@ class SecureAggregationRecorder:
             self._refused[reply.metadata.reply_to_message_id] = f"the masked vector cannot be used: {error}"
 
     def reason_to_refuse(self, reply: Message) -> str | None:
-        """Return why a reply would spoil the sum, or ``None``; of a masked vector the form is all that can be checked."""
+        """Return why a reply would spoil the sum, or ``None``; only the form of a masked vector can be checked."""
         return self._refused.get(reply.metadata.reply_to_message_id)
 
     def _hear_masked_vector(self, client_id: int, content: RecordDict) -> None:

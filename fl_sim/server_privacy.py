@@ -17,8 +17,9 @@ class CentralPrivacy:
     It protects against who sees the published models; the server itself still sees every raw update.
 
     Attributes:
-        clip_norm: C, largest L2 norm of what counts of a client: of ``w_c - w_t`` (FedAvg) or of the gradient (FedSGD); > 0.
-        noise_multiplier: z; the average of n clients gets Gaussian noise of standard deviation z C / n; >= 0, 0 adds none.
+        clip_norm: C, largest L2 norm of what counts of a client: of ``w_c - w_t`` (FedAvg) or of the gradient (FedSGD);
+            > 0.
+        noise_multiplier: z; the average of n clients gets Gaussian noise of standard deviation z C / n; 0 adds none.
         delta: Of the (epsilon, delta) guarantee, in (0, 1).
 
     References:
@@ -44,15 +45,16 @@ class SecureAggregation:
     """The agreed numbers of the SecAgg+ protocol; the names are Flower's.
 
     Attributes:
-        num_shares: Clients among which each one's secrets are shared, itself included: a whole number >= 3, or a share of
-            the round's clients in (0, 1]. 1 is all of them.
-        reconstruction_threshold: Shares that rebuild a secret: a whole number >= 2 and below ``num_shares``, or a share of
-            them in (0, 1]. More clients than this must stay to the end of a round; fewer colluding ones learn nothing.
-        clipping_range: Entries of ``N_c / max_weight * w_c`` are clipped to plus or minus this before they become integers.
+        num_shares: Clients among which each one's secrets are shared, itself included: a whole number >= 3, or a share
+            of the round's clients in (0, 1]. 1 is all of them.
+        reconstruction_threshold: Shares that rebuild a secret: a whole number >= 2 and below ``num_shares``, or a share
+            of them in (0, 1]. So many clients must stay to the end of a round; fewer colluding ones learn nothing.
+        clipping_range: Entries of ``N_c / max_weight * w_c`` are clipped to plus or minus this before they become
+            integers.
         quantization_range: Number of integers that the clipping range is divided into.
         modulus_range: Masks are drawn from, and sums are taken modulo, this power of two, at most 2^32.
-        max_weight: Largest N_c allowed; ``None`` takes ``data.examples_per_client``, or 1000 without it. The mean has an
-            error of ``clipping_range / quantization_range * max_weight / N_c``, so keep it as low as it may be.
+        max_weight: Largest N_c allowed; ``None`` takes ``data.examples_per_client``, or 1000 without it. The error of a
+            client's values is up to ``2 clipping_range / quantization_range * max_weight / N_c``: keep it low.
 
     References:
         Bell et al., Secure Single-Server Aggregation with (Poly)Logarithmic Overhead, CCS 2020.

@@ -93,7 +93,7 @@ def _summary(run: RunStore, experiment: Experiment) -> tuple[tuple[str, str], ..
 
 def _num_parameters(run: RunStore) -> int:
     for server_round in run.recording.rounds():
-        if run.recording.kept_clients(server_round):
+        if run.recording.kept_clients(server_round) or run.recording.aggregated_clients(server_round):
             record = run.recording.read_round(server_round, [])
             return sum(tensor.numel() for tensor in record.global_parameters.values())
     return 0

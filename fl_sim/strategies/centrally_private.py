@@ -2,9 +2,9 @@
 
     clip each update to C  ->  average with equal weights  ->  + N(0, (z C / n)^2)  ->  the strategy's own step
 
-Flower's wrapper clips ``reply - received`` and averages by the strategy inside it. It is given updates with zeros as what
-was received, so that a gradient is clipped as what it is, and equal weights, without which its noise would not cover a
-client with many images.
+Flower's wrapper clips ``reply - received`` and averages by the strategy inside it. It is given updates with zeros as
+what was received, so that a gradient is clipped as what it is, and equal weights, without which its noise would not
+cover a client with many images.
 """
 
 import copy
