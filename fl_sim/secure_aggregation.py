@@ -168,4 +168,4 @@ class _Legacy(FedAvg):
 def _in_kind_of(mean: np.ndarray[Any, Any], like: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if np.issubdtype(like.dtype, np.floating):
         return mean.astype(like.dtype)
-    return np.round(mean, _DECIMALS_OF_COUNTERS)
+    return np.asarray(np.round(mean, _DECIMALS_OF_COUNTERS))
