@@ -213,12 +213,15 @@ class _ListeningGrid(StreamingGrid):
         """Send one stage's messages and wait for the replies."""
         sent = list(messages)
         self._recorder.start_stage(sent)
-        by_id = {message.metadata.message_id: message for message in sent}
+        received = list(super().send_and_receive(sent, timeout=timeout))
+        asked = {message.metadata.message_id: message for message in sent}  # sending gives a message its id
         replies: list[Message] = []
-        for reply in super().send_and_receive(sent, timeout=timeout):
+        for reply in received:
             reason = self._recorder.reason_to_refuse(reply)
-            asked = by_id[reply.metadata.reply_to_message_id] if reason else None
-            replies.append(Message(Error(code=_REFUSED, reason=reason or ""), reply_to=asked) if asked else reply)
+            if reason is not None:
+                error = Error(code=_REFUSED, reason=reason)
+                reply = Message(error, reply_to=asked[reply.metadata.reply_to_message_id])
+            replies.append(reply)
         self._recorder.end_stage(sent, replies)
         return replies
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message
 from scipy.stats import chi2
+from torch import nn
 
 from attacker.attack_store import AttackStore
 from attacker.attack_worker import build_model, observe, run_task
@@ -74,14 +75,26 @@ def test_coarse_quantisation_shows(run_tiny):
     assert quantisation_error([6] * 3) < difference < quantisation_error([6] * 3, quantization_range=4096)
 
 
+def with_batchnorm(*, dataset, generator):
+    """A network whose reply holds statistics and a counter without dimensions."""
+    torch.manual_seed(0)
+    height, width = dataset.image_shape[1:]
+    return nn.Sequential(nn.Flatten(), nn.Linear(height * width, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+
+
 def test_buffers_travel_too_and_counters_stay_whole(run_tiny):
-    changes = ("model={name='resnet18', options={stem='cifar'}}", "data.options={size=8}", "data.num_clients=2")
-    run = run_tiny(*changes, "federation.num_rounds=1", "training={learning_rate=0.01}", SECURE)
-    buffers = run.recording.read_final()[1]
-    counters = [buffer for name, buffer in buffers.items() if name.endswith("num_batches_tracked")]
-    assert len(counters) == 20
-    assert all(counter.dtype == torch.int64 and counter.shape == () and counter.item() == 1 for counter in counters)
-    assert run.recording.read_masked_vector(1, 0).keys() >= {f"buffers/{name}" for name in buffers}
+    changes = ("model={name='test_secure_aggregation:with_batchnorm'}", "training.batch_size=3")
+    wide = "federation.secure_aggregation={clipping_range=64.0}"
+    plain, narrow, secure = run_tiny(*changes), run_tiny(*changes, SECURE), run_tiny(*changes, wide)
+    assert any("tensor '2.running_var' holds" in warning for warning in _warnings(narrow))  # variances pass 8
+    assert not _warnings(secure)
+    buffers, expected = secure.recording.read_final()[1], plain.recording.read_final()[1]
+    counter = buffers.pop("2.num_batches_tracked")
+    assert (counter.dtype, counter.shape, counter.item()) == (torch.int64, (), 8)  # 2 rounds, E = 2, 2 batches
+    assert buffers.keys() == {"2.running_mean", "2.running_var"}
+    for name, buffer in buffers.items():
+        assert torch.allclose(buffer, expected[name], atol=1e-3), name
+    assert secure.recording.read_masked_vector(1, 0).keys() >= {f"buffers/{name}" for name in expected}
 
 
 def test_same_seed_same_model_whatever_the_masks(run_tiny, secure_run):
@@ -202,8 +215,9 @@ def test_too_few_to_unmask_leave_the_model_as_it_was(run_tiny):
 def test_a_masked_vector_of_the_wrong_form_is_left_out_of_the_sum(run_tiny):
     def wrap(client_app):
         def answer(message: Message, context) -> Message:
+            stage = _stage(message)  # the protocol takes it out of the message
             reply = client_app(message, context)
-            if _stage(message) == "collect_masked_vectors" and context.node_config["partition-id"] == 1:
+            if stage == "collect_masked_vectors" and context.node_config["partition-id"] == 1:
                 parts = reply.content[CONFIGS]["masked_params"]
                 reply.content[CONFIGS] = ConfigRecord({"masked_params": parts[:-1]})
             return reply
@@ -228,16 +242,19 @@ def test_values_beyond_the_range_are_reported_and_clipped(run_tiny):
         )
         assert reported
         assert any(f"client {masked.client_id}: tensor '{next(iter(reported))}' holds" in w for w in _warnings(run))
-    assert flatten(record.aggregate.tensors).abs().max() < 0.3 + 1e-4
+    clipped = sum(flatten(update.tensors).clamp(-0.3, 0.3) for update in plain.updates) / 3
+    assert (flatten(record.aggregate.tensors) - clipped).abs().max() < quantisation_error([6] * 3)
     assert not _warnings(run_tiny(*changes, SECURE))
 
 
 def test_the_range_counts_for_weighted_values(run_tiny):
     # Twice the room for weights: a value may be twice as large before it is clipped.
     run = run_tiny("federation.num_rounds=1", "federation.secure_aggregation={clipping_range=0.15, max_weight=12}")
+    plain = run_tiny("federation.num_rounds=1").recording.read_round(1)
     limit = run.recording.read_manifest().secure_aggregation.range_of_values(6)
+    clipped = sum(flatten(update.tensors).clamp(-limit, limit) for update in plain.updates) / 3
     assert limit == pytest.approx(0.3)
-    assert 0.29 < flatten(run.recording.read_round(1).aggregate.tensors).abs().max() < 0.3 + 1e-4
+    assert (flatten(run.recording.read_round(1).aggregate.tensors) - clipped).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -352,7 +369,7 @@ def test_without_a_mask_the_reading_is_the_update(run_tiny):
         for name, tensor in values.items()
     }
     read = read_as_update(record.masked[0], vector, options=options, algorithm=record.aggregate.algorithm)
-    assert (flatten(read.tensors) - flatten(values)).abs().max() < 8 / steps
+    assert (flatten(read.tensors) - flatten(values)).abs().max() < 8.1 / steps
 
 
 @pytest.mark.slow
