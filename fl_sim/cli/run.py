@@ -15,11 +15,13 @@ from fl_sim.cli.terminal import errors, output
 from fl_sim.config import Experiment, read_experiment
 from fl_sim.errors import ConfigError
 from fl_sim.federated_data import load_federated_data
+from fl_sim.messages import ModelLayout
 from fl_sim.models import MODELS
 from fl_sim.options import build
 from fl_sim.run_store import create_run
 from fl_sim.runtime import run_federation
 from fl_sim.seeds import generator
+from fl_sim.server_app import check_server_privacy
 
 CLIENT_APP = "clients.client_app:build_client_app"
 ENGINE_NAMES = ("ray", "inprocess")
@@ -65,13 +67,14 @@ def check_experiment(experiment: Experiment) -> None:
         MissingDataError: If the data is not there.
     """
     data = load_federated_data(experiment.data, experiment.seed)
-    build(
+    model = build(
         MODELS[experiment.model.name],
         experiment.model.options,
         where="model.options",
         dataset=data.dataset.spec,
         generator=generator(experiment.seed, "model-initialisation"),
     )
+    check_server_privacy(experiment, ModelLayout.of(model))
     build_defense(experiment)
     resolve_setting(experiment.attack)
     if experiment.scoring.feature_extractor is not None:
