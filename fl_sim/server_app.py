@@ -88,7 +88,7 @@ def _serve(grid: Grid, run: RunStore, on_round: OnRound) -> None:
     data = load_federated_data(experiment.data, experiment.seed)
     model = _build_model(experiment, data)
     layout = ModelLayout.of(model)
-    check_server_privacy(experiment, layout)
+    check_server_privacy(experiment, model)
     run.recording.write_manifest(_manifest(experiment, data, layout))
     notebook = _Notebook(run, experiment, on_round)
     federation = experiment.federation
@@ -107,14 +107,14 @@ def _serve(grid: Grid, run: RunStore, on_round: OnRound) -> None:
     notebook.tell(Event(kind=EventKind.FEDERATION_FINISHED, server_round=federation.num_rounds))
 
 
-def check_server_privacy(experiment: Experiment, layout: ModelLayout) -> None:
+def check_server_privacy(experiment: Experiment, model: nn.Module) -> None:
     """Refuse what the server's side of privacy cannot do for a model.
 
     Raises:
         ConfigError: If central differential privacy would leave a part of the model without noise.
     """
     if experiment.federation.central_privacy is not None:
-        check_private_model(layout)
+        check_private_model(ModelLayout.of(model))
 
 
 class _Notebook:

@@ -15,7 +15,6 @@ from fl_sim.cli.terminal import errors, output
 from fl_sim.config import Experiment, read_experiment
 from fl_sim.errors import ConfigError
 from fl_sim.federated_data import load_federated_data
-from fl_sim.messages import ModelLayout
 from fl_sim.models import MODELS
 from fl_sim.options import build
 from fl_sim.run_store import create_run
@@ -74,7 +73,7 @@ def check_experiment(experiment: Experiment) -> None:
         dataset=data.dataset.spec,
         generator=generator(experiment.seed, "model-initialisation"),
     )
-    check_server_privacy(experiment, ModelLayout.of(model))
+    check_server_privacy(experiment, model)
     build_defense(experiment)
     resolve_setting(experiment.attack)
     if experiment.scoring.feature_extractor is not None:

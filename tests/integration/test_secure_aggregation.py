@@ -350,9 +350,7 @@ def test_an_attack_on_a_masked_vector_is_no_better_than_guessing(run_tiny):
 
     record = secure.recording.read_round(1)
     vector = secure.recording.read_masked_vector(1, 0)
-    masked = read_as_update(
-        record.masked[0], vector, options=manifest.secure_aggregation, algorithm=manifest.algorithm
-    )
+    masked = read_as_update(record.masked[0], vector, options=manifest.secure_aggregation, algorithm=manifest.algorithm)
     assert leaked(record, masked) < guess.mean_psnr_db
     # The same attack on the same client's update in the open finds the image: it is the mask that protects.
     open_record = plain.recording.read_round(1)
