@@ -45,7 +45,7 @@ class SecureAggregation:
     """The agreed numbers of the SecAgg+ protocol; the names are Flower's.
 
     Attributes:
-        num_shares: Clients among which each one's secrets are shared, itself included: a whole number >= 3, or a share
+        num_shares: Clients among which each one's secrets are shared, itself included: an odd number >= 3, or a share
             of the round's clients in (0, 1]. 1 is all of them.
         reconstruction_threshold: Shares that rebuild a secret: a whole number >= 2 and below ``num_shares``, or a share
             of them in (0, 1]. So many clients must stay to the end of a round; fewer colluding ones learn nothing.
@@ -70,8 +70,9 @@ class SecureAggregation:
     def __post_init__(self) -> None:
         """Check the ranges."""
         shares, threshold = self.num_shares, self.reconstruction_threshold
-        if not (0 < shares <= 1 or (isinstance(shares, int) and shares >= 3)):
-            raise ValueError(f"num_shares must be a whole number >= 3 or a share in (0, 1], got {shares}")
+        # For an even number, Flower tells clients of one share fewer than it has neighbours for.
+        if not (0 < shares <= 1 or (isinstance(shares, int) and shares >= 3 and shares % 2)):
+            raise ValueError(f"num_shares must be an odd number >= 3 or a share in (0, 1], got {shares}")
         if not (0 < threshold <= 1 or (isinstance(threshold, int) and threshold >= 2)):
             raise ValueError(
                 f"reconstruction_threshold must be a whole number >= 2 or a share in (0, 1], got {threshold}"

@@ -127,7 +127,7 @@ def test_the_recording_holds_what_the_server_saw_and_no_single_update(run_tiny, 
     assert {tensor.dtype for tensor in vector.values()} == {torch.uint32}
     assert [name.partition("/")[2] for name in vector if name != "weight"] == list(record.global_parameters)
     assert recording.read_manifest().secure_aggregation.max_weight == 6  # filled in
-    with pytest.raises(RecordingError, match="client 0 of round 1 is not stored.*secure aggregation hid"):
+    with pytest.raises(RecordingError, match=r"client 0 of round 1 is not stored.*secure aggregation hid"):
         recording.read_round(1, [0])
     with pytest.raises(RecordingError, match=r"no masked vector of client 7 in round 1 .*stored: \[0, 1, 2\]"):
         recording.read_masked_vector(1, 7)
@@ -277,7 +277,7 @@ def test_what_cannot_be_masked_is_not_sent(run_tiny, change, reason):
         ([SECURE, "federation.central_privacy={clip_norm=1.0, noise_multiplier=1.0}"], "leave out one of the two"),
         ([SECURE, "data.num_clients=1"], "needs 2 to 1024 clients in a round"),
         ([SECURE, "data.num_clients=2000"], "needs 2 to 1024 clients in a round"),
-        (["federation.secure_aggregation={num_shares=2}"], "num_shares must be a whole number >= 3"),
+        (["federation.secure_aggregation={num_shares=4}"], "num_shares must be an odd number >= 3"),
         (["federation.secure_aggregation={num_shares=3, reconstruction_threshold=3}"], "below num_shares = 3, got 3"),
         (["federation.secure_aggregation={reconstruction_threshold=5}"], "must be <= the 4 clients of a round, got 5"),
         (["federation.secure_aggregation={modulus_range=1000}"], "power of two above quantization_range"),
@@ -305,6 +305,22 @@ def test_the_attack_takes_the_mean_of_all_by_itself(run_tiny):
             plan_campaign(run, replace(config, **change))
     with pytest.raises(ValueError, match="'known_batch_label_counts' is for single clients"):
         run_task(plan_campaign(run, replace(config, threat_model="known_batch_label_counts")).tasks[0], print)
+
+
+@pytest.mark.parametrize(
+    ("num_clients", "threat_model"), [(2, "known_label_counts"), (4, "honest_but_curious"), (8, "known_label_counts")]
+)
+def test_the_optimisation_attack_runs_on_the_sum(run_tiny, num_clients, threat_model):
+    run = run_tiny(SECURE, f"data.num_clients={num_clients}", "data.examples_per_client=2", "federation.num_rounds=1")
+    plan = plan_campaign(run, AttackConfig(options={"steps": 2}, threat_model=threat_model))
+    run_task(plan.tasks[0], lambda progress: None)
+    found = AttackStore(plan.tasks[0].results).read_result(plan.tasks[0].key)
+    assert found.images.shape == (2 * num_clients, 1, 28, 28)
+    if threat_model == "known_label_counts":
+        private = read_truth(run.folder).private_batch(*range(num_clients))
+        assert found.labels.reshape(num_clients, 2).sort().values.tolist() == (
+            private.labels.reshape(num_clients, 2).sort().values.tolist()
+        )
 
 
 TWO_IMAGES = (
