@@ -235,6 +235,11 @@ class Experiment:
                 "federation.secure_aggregation.reconstruction_threshold must be <= the "
                 f"{num_clients} clients of a round, got {secure.reconstruction_threshold}"
             )
+        if secure is not None and self.attack.clients != "all":
+            raise ValueError(
+                "attack.clients must be 'all' under federation.secure_aggregation, which leaves the mean of all clients "
+                f"of a round, got {self.attack.clients}"
+            )
 
     def secure_aggregation(self) -> SecureAggregation | None:
         """Return the agreed numbers of secure aggregation, with ``max_weight`` filled in, or ``None`` without it."""

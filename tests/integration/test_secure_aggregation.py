@@ -282,6 +282,7 @@ def test_what_cannot_be_masked_is_not_sent(run_tiny, change, reason):
         (["federation.secure_aggregation={reconstruction_threshold=5}"], "must be <= the 4 clients of a round, got 5"),
         (["federation.secure_aggregation={modulus_range=1000}"], "power of two above quantization_range"),
         (["federation.secure_aggregation={shares=3}"], "shares: unknown key"),
+        ([SECURE, "attack.clients=[0, 1]"], r"attack.clients must be 'all' .* got \(0, 1\)"),
     ],
 )
 def test_impossible_settings_are_refused(changes, message):
