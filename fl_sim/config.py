@@ -237,8 +237,8 @@ class Experiment:
             )
         if secure is not None and self.attack.clients != "all":
             raise ValueError(
-                "attack.clients must be 'all' under federation.secure_aggregation, which leaves the mean of all clients "
-                f"of a round, got {self.attack.clients}"
+                "attack.clients must be 'all' under federation.secure_aggregation, which leaves the mean of all "
+                f"clients of a round, got {self.attack.clients}"
             )
 
     def secure_aggregation(self) -> SecureAggregation | None:
