@@ -21,6 +21,7 @@ from attacker.observation import Observation, ThreatModel
 from attacker.placement import on_device
 from attacker.recipes import ATTACKS
 from attacker.threat_models import THREAT_MODELS
+from fl_sim.errors import RecordingError
 from fl_sim.models import MODELS
 from fl_sim.options import build
 from fl_sim.recording_store import Manifest, RecordingStore
@@ -115,7 +116,8 @@ def observe_update(
     Args:
         recording_folder: Folder of the recording.
         server_round: The round, from 1.
-        clients: The client, or several of which the server sees the mean only.
+        clients: The client, or several of which the server sees the mean only: under secure aggregation, all that are
+            in the recorded mean.
         threat_model_name: A name of THREAT_MODELS.
         label_counts: True counts of each client, shape (clients, K); used only where the threat model grants them.
         batch_label_counts: True counts of every local step, shape (U, K); likewise.
@@ -128,13 +130,19 @@ def observe_update(
     """
     recording = RecordingStore(recording_folder)
     manifest = recording.read_manifest()
-    record = recording.read_round(server_round, list(clients))
+    aggregated = recording.aggregated_clients(server_round)
+    if aggregated and tuple(clients) != aggregated:
+        raise RecordingError(
+            f"{recording_folder}: round {server_round} holds the mean of clients {list(aggregated)} only "
+            f"(secure aggregation), not of {list(clients)}"
+        )
+    record = recording.read_round(server_round, [] if aggregated else list(clients))
     threat_model: ThreatModel = THREAT_MODELS[threat_model_name]
     return threat_model.observe(
         model=build_model(manifest),
         dataset=manifest.dataset,
         record=record,
-        update=record.updates[0],
+        update=record.updates[0] if record.aggregate is None else record.aggregate,
         others=record.updates[1:],
         local_training=manifest.local_training,
         label_counts=label_counts[0] if label_counts is not None and len(clients) == 1 else label_counts,

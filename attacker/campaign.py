@@ -153,10 +153,25 @@ def _default_workers(gpu_share: float) -> int:
 
 
 def _cohorts(run: RunStore, server_round: int, config: AttackConfig) -> list[tuple[int, ...]]:
-    """Return the selected clients of a round in groups of full size, by rising id; the rest is not attacked."""
+    """Return what is attacked of a round: its clients in groups, or all where secure aggregation left their mean."""
+    aggregated = run.recording.aggregated_clients(server_round)
+    if aggregated:
+        return [_whole(aggregated, server_round, config)]
     clients = [client for client in run.recording.kept_clients(server_round) if is_selected(config.clients, client)]
+    # Groups of full size, by rising id; the rest is not attacked.
     groups = (tuple(clients[start : start + config.cohort]) for start in range(0, len(clients), config.cohort))
     return [group for group in groups if len(group) == config.cohort]
+
+
+def _whole(aggregated: tuple[int, ...], server_round: int, config: AttackConfig) -> tuple[int, ...]:
+    left_out = [client_id for client_id in aggregated if not is_selected(config.clients, client_id)]
+    if left_out or config.cohort not in (1, len(aggregated)):
+        asked = f"clients {_spell(config.clients)}" if left_out else f"cohort {config.cohort}"
+        raise ConfigError(
+            f"round {server_round} was securely aggregated over clients {list(aggregated)}, which can only be attacked "
+            f"together, got {asked}; leave the choice of clients and cohorts out"
+        )
+    return aggregated
 
 
 def _selected(name: str, selection: Selection, available: Sequence[int]) -> list[int]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attacker.batch_norm import Statistics
 from fl_sim.parameters import scale, weighted_mean
-from fl_sim.records import Algorithm, ClientUpdate, DatasetSpec, LocalTraining, RoundRecord
+from fl_sim.records import AggregatedUpdate, Algorithm, ClientUpdate, DatasetSpec, LocalTraining, RoundRecord
 
 Piece = TypeVar("Piece")
 
@@ -71,7 +71,7 @@ class ThreatModel:
         model: nn.Module,
         dataset: DatasetSpec,
         record: RoundRecord,
-        update: ClientUpdate,
+        update: ClientUpdate | AggregatedUpdate,
         others: Sequence[ClientUpdate] = (),
         local_training: LocalTraining,
         label_counts: Tensor | None = None,
@@ -84,8 +84,9 @@ class ThreatModel:
             model: The architecture; its weights are ignored, w_t is taken from the record.
             dataset: Public facts of the data.
             record: The round.
-            update: The reply under attack, one of ``record.updates``.
-            others: Further replies, of which the server sees the mean only, weighted by N_c, with this one.
+            update: The reply under attack, one of ``record.updates``; or ``record.aggregate``, the mean of several.
+            others: Further replies, of which the server sees the mean only, weighted by N_c, with this one; none beside
+                an aggregate.
             local_training: The recipe that the server handed out.
             label_counts: True counts, shape (K,), or (clients, K) with others; used only where this threat model grants
                 them.
@@ -96,8 +97,11 @@ class ThreatModel:
             ValueError: If a piece of the truth is granted but absent, or makes no sense of several clients.
         """
         updates = (update, *others)
-        sizes = tuple(reply.num_examples for reply in updates)
-        if others and (self.local_steps or self.batch_label_counts or self.batch_statistics):
+        sizes = [size for reply in updates for size in _sizes(reply)]
+        if others and any(isinstance(reply, AggregatedUpdate) for reply in updates):
+            raise ValueError("an aggregate is a mean already: expected no other replies beside it")
+        several = len(sizes) > 1
+        if several and (self.local_steps or self.batch_label_counts or self.batch_statistics):
             raise ValueError(f"threat model {self.name!r} is for single clients, and several replies were given")
         given = {
             "label_counts": label_counts,
@@ -114,14 +118,15 @@ class ThreatModel:
             global_parameters=record.global_parameters,
             global_buffers=record.global_buffers,
             delta=weighted_mean(
-                [reply.delta(record.global_parameters, local_training.learning_rate) for reply in updates], sizes
+                [reply.delta(record.global_parameters, local_training.learning_rate) for reply in updates],
+                [sum(_sizes(reply)) for reply in updates],
             ),
             knowledge=Knowledge(
                 num_examples=sum(sizes) if self.num_examples else None,
-                cohort=sizes if others and self.num_examples else None,
+                cohort=tuple(sizes) if several and self.num_examples else None,
                 local_training=local_training if self.local_training else None,
-                local_steps=LocalSteps.of(local_training, update.num_examples) if self.local_steps else None,
-                client_buffers=update.buffers if self.client_buffers and not others else None,
+                local_steps=LocalSteps.of(local_training, sizes[0]) if self.local_steps else None,
+                client_buffers=update.buffers if self.client_buffers and not several else None,
                 label_counts=label_counts if self.label_counts else None,
                 batch_label_counts=batch_label_counts if self.batch_label_counts else None,
                 batch_statistics=batch_statistics if self.batch_statistics else None,
@@ -243,6 +248,11 @@ def mean_gradient(observation: Observation) -> dict[str, Tensor]:
     """
     steps = observation.require_local_steps()
     return scale(observation.delta, -1.0 / (steps.learning_rate * steps.num_steps))
+
+
+def _sizes(reply: ClientUpdate | AggregatedUpdate) -> tuple[int, ...]:
+    """Return N_c of each client behind a reply."""
+    return tuple(reply.num_examples.values()) if isinstance(reply, AggregatedUpdate) else (reply.num_examples,)
 
 
 def _require(piece: Piece | None, name: str) -> Piece:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from clients.build_defenses import build_defenses, draws_batches_at_random
 from clients.defenses import ClientDefenses, PrivateGradientDefense, chain
 from clients.local_training import StepGradient, epoch_batches, poisson_batches, train_locally
+from clients.secure_aggregation import answer_masked
 from fl_sim.app_config import experiment_of
 from fl_sim.batch_order import batch_order_generator
 from fl_sim.config import Experiment
@@ -63,7 +64,18 @@ def _client_app(find_experiment: Callable[[Context], Experiment]) -> ClientApp:
 
     @client_app.train()
     def train(message: Message, context: Context) -> Message:
-        return _train(message, context, find_experiment(context))
+        experiment = find_experiment(context)
+        secure = experiment.secure_aggregation()
+        if secure is None:
+            return _train(message, context, experiment)
+        return answer_masked(
+            message,
+            context,
+            lambda message, context: _train(message, context, experiment),
+            options=secure,
+            seed=experiment.seed,
+            client_id=_client_id(context),
+        )
 
     return client_app
 

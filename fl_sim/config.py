@@ -15,6 +15,7 @@ from pydantic import ConfigDict
 from fl_sim.errors import ConfigError
 from fl_sim.options import parse_dataclass
 from fl_sim.records import Algorithm, LocalTraining
+from fl_sim.server_privacy import CentralPrivacy, SecureAggregation
 
 Selection = Literal["all", "none"] | tuple[int, ...]
 _FORBID = ConfigDict(extra="forbid")
@@ -70,6 +71,8 @@ class FederationConfig:
         clients_per_round: Clients drawn each round; ``None`` takes all.
         min_replies: Usable replies without which a round leaves the global model as it was.
         reply_timeout: Seconds to wait for the replies of a round; covers the engine's start as well.
+        central_privacy: Central differential privacy, or ``None`` for none.
+        secure_aggregation: SecAgg+, or ``None`` where the server sees every update.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _FORBID
@@ -79,6 +82,8 @@ class FederationConfig:
     clients_per_round: int | None = None
     min_replies: int = 1
     reply_timeout: float = 600.0
+    central_privacy: CentralPrivacy | None = None
+    secure_aggregation: SecureAggregation | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -89,6 +94,11 @@ class FederationConfig:
             raise ValueError(f"clients_per_round must be >= 1, got {self.clients_per_round}")
         if self.reply_timeout <= 0:
             raise ValueError(f"reply_timeout must be > 0 seconds, got {self.reply_timeout}")
+        if self.central_privacy is not None and self.secure_aggregation is not None:
+            raise ValueError(
+                "central_privacy clips single updates, which secure_aggregation hides: leave out one of the two; "
+                "defenses 'clipping' and 'gaussian_noise' act on the clients' side of secure aggregation"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +243,28 @@ class Experiment:
             )
         if self.federation.algorithm is Algorithm.FEDSGD and self.training.momentum:
             raise ValueError(f"training.momentum needs algorithm 'fedavg', got {self.training.momentum} with 'fedsgd'")
+        secure = self.federation.secure_aggregation
+        num_clients = per_round or self.data.num_clients
+        if secure is not None and not 2 <= num_clients <= secure.max_clients:
+            raise ValueError(
+                f"federation.secure_aggregation needs 2 to {secure.max_clients} clients in a round "
+                f"(modulus_range / quantization_range), got {num_clients}"
+            )
+        if secure is not None and secure.reconstruction_threshold > num_clients:
+            raise ValueError(
+                "federation.secure_aggregation.reconstruction_threshold must be <= the "
+                f"{num_clients} clients of a round, got {secure.reconstruction_threshold}"
+            )
+        if secure is not None and self.attack.clients != "all":
+            raise ValueError(
+                "attack.clients must be 'all' under federation.secure_aggregation, which leaves the mean of all "
+                f"clients of a round, got {self.attack.clients}"
+            )
+
+    def secure_aggregation(self) -> SecureAggregation | None:
+        """Return the agreed numbers of secure aggregation, with ``max_weight`` filled in, or ``None`` without it."""
+        secure = self.federation.secure_aggregation
+        return None if secure is None else secure.with_max_weight(self.data.examples_per_client)
 
 
 def read_experiment(path: Path | None, overrides: Iterable[str] = ()) -> Experiment:

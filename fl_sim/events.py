@@ -21,6 +21,7 @@ class EventKind(StrEnum):
     REPLY_RECEIVED = "reply_received"
     ROUND_RECORDED = "round_recorded"
     EVALUATED = "evaluated"
+    WARNING = "warning"
     FEDERATION_FINISHED = "federation_finished"
 
 
@@ -35,6 +36,7 @@ class Event:
         failures: Failed replies, for ROUND_RECORDED.
         accuracy: Central accuracy in [0, 1], for EVALUATED.
         loss: Central loss, for EVALUATED.
+        message: What a person should know, for WARNING.
     """
 
     kind: EventKind
@@ -43,6 +45,7 @@ class Event:
     failures: int | None = None
     accuracy: float | None = None
     loss: float | None = None
+    message: str | None = None
 
 
 _EVENT = TypeAdapter(Event)

@@ -19,6 +19,10 @@ METRICS = "metrics"
 NUM_EXAMPLES = "num-examples"
 IDENTITY = "identity"
 PARTITION_ID = "partition-id"
+# Under secure aggregation: records of Flower's older interface, and a metric for each tensor that was clipped.
+LEGACY_METRICS = "fitres.metrics"
+LEGACY_NUM_EXAMPLES = "fitres.num_examples"
+BEYOND_RANGE = "beyond-range/"
 
 
 class BadReplyError(Exception):

@@ -4,8 +4,11 @@
       manifest.json                what the server knows: model, data specification, recipe of local training
       rounds/0001/global.safetensors      w_t, sent out in round 1
       rounds/0001/client-00003.safetensors    the reply of client 3
+      rounds/0001/masked-00003.safetensors    under secure aggregation, the masked vector of client 3 …
+      rounds/0001/aggregate.safetensors       … and the mean of all replies, which is all that can be read
       rounds/0001/round.json       N_c, metrics, failures, checksums; written last, so a round is whole or absent
       final.safetensors            the global model after the last round
+      central_privacy.json         the guarantee that the published models come with, where there is one
 
 File names follow from round and client id and are never read from a file. `docs/recording-format.md` describes the
 format for other readers.
@@ -22,7 +25,17 @@ from torch import Tensor
 from fl_sim.errors import RecordingError
 from fl_sim.files import read_json, read_tensors, write_json, write_tensors
 from fl_sim.options import first_problem
-from fl_sim.records import Algorithm, ClientUpdate, DatasetSpec, LocalTraining, ReplyFailure, RoundRecord
+from fl_sim.records import (
+    AggregatedUpdate,
+    Algorithm,
+    ClientUpdate,
+    DatasetSpec,
+    LocalTraining,
+    MaskedReply,
+    ReplyFailure,
+    RoundRecord,
+)
+from fl_sim.server_privacy import CentralPrivacy, SecureAggregation
 
 FORMAT = "fl-sim-recording"
 VERSION = 1
@@ -49,6 +62,8 @@ class Manifest:
         buffers: Names of the persistent buffers, in order.
         num_clients: Clients in the federation.
         declared_defenses: Defenses that the clients announce; an adaptive attacker may use them.
+        central_privacy: What the server does to published models, or ``None``; the recorded replies are raw.
+        secure_aggregation: The protocol's agreed numbers, with ``max_weight`` filled in, or ``None`` without it.
     """
 
     model: NamedPart
@@ -59,6 +74,8 @@ class Manifest:
     buffers: tuple[str, ...]
     num_clients: int
     declared_defenses: tuple[NamedPart, ...] = ()
+    central_privacy: CentralPrivacy | None = None
+    secure_aggregation: SecureAggregation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +87,19 @@ class _UpdateEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _SecureEntry:
+    clients: tuple[int, ...]  # in the mean; empty: too few stayed to unmask it
+    aggregate_sha256: str | None  # None: received, but not kept
+    masked: tuple[_UpdateEntry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _RoundEntry:
     server_round: int
     global_sha256: str | None
     updates: tuple[_UpdateEntry, ...]
     failures: tuple[ReplyFailure, ...]
+    secure_aggregation: _SecureEntry | None = None
 
 
 class RecordingStore:
@@ -88,6 +113,7 @@ class RecordingStore:
     def __init__(self, folder: Path) -> None:
         """Point at the folder; nothing is read or written yet."""
         self.folder = folder
+        self._masked_sha256: dict[tuple[int, int], str] = {}  # of the round that is being recorded
 
     # Writing, by the server.
 
@@ -95,12 +121,24 @@ class RecordingStore:
         """Write what the server knows."""
         write_json(self.folder / "manifest.json", {"format": FORMAT, "version": VERSION, **asdict(manifest)})
 
+    def write_masked_vector(self, server_round: int, client_id: int, vector: Mapping[str, Tensor]) -> None:
+        """Write a masked vector as it arrives; `write_round` makes it count.
+
+        Args:
+            server_round: The round.
+            client_id: Who sent it.
+            vector: ``weight``, ``parameters/<name>`` and ``buffers/<name>``: integers modulo the modulus range.
+        """
+        path = self._masked_path(server_round, client_id)
+        self._masked_sha256[server_round, client_id] = write_tensors(path, vector)
+
     def write_round(self, record: RoundRecord, *, keep_clients: Collection[int], keep_round: bool) -> None:
         """Write one round: first its tensors, then the entry that makes it count.
 
         Args:
             record: The round.
-            keep_clients: Clients whose update is stored; of the others only N_c and metrics are.
+            keep_clients: Clients whose update is stored; of the others only N_c and metrics are. Masked vectors are
+                stored where `write_masked_vector` was called.
             keep_round: Whether any tensor of this round is stored.
         """
         folder = self._round_folder(record.server_round)
@@ -127,14 +165,46 @@ class RecordingStore:
             global_sha256=global_sha256,
             updates=tuple(entries),
             failures=record.failures,
+            secure_aggregation=self._write_secure(record, keep_round=keep_round),
         )
         write_json(folder / "round.json", {"format": FORMAT, "version": VERSION, **asdict(entry)})
+
+    def _write_secure(self, record: RoundRecord, *, keep_round: bool) -> _SecureEntry | None:
+        if record.aggregate is None and not record.masked and all(f.stage is None for f in record.failures):
+            return None
+        aggregate, sha256 = record.aggregate, None
+        if aggregate is not None and keep_round:
+            sha256 = write_tensors(
+                self._aggregate_path(record.server_round), _join(aggregate.tensors, aggregate.buffers)
+            )
+        return _SecureEntry(
+            clients=() if aggregate is None else aggregate.clients,
+            aggregate_sha256=sha256,
+            masked=tuple(
+                _UpdateEntry(
+                    client_id=reply.client_id,
+                    num_examples=reply.num_examples,
+                    metrics=dict(reply.metrics),
+                    sha256=self._masked_sha256.pop((record.server_round, reply.client_id), None),
+                )
+                for reply in record.masked
+            ),
+        )
 
     def write_final(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
         """Write the global model after the last round."""
         write_tensors(self.folder / "final.safetensors", _join(parameters, buffers))
 
+    def write_guarantee(self, guarantee: Mapping[str, Any]) -> None:
+        """Write what central differential privacy guarantees, as `fl_sim.central_accounting` words it."""
+        write_json(self.folder / "central_privacy.json", guarantee)
+
     # Reading, by anyone.
+
+    def read_guarantee(self) -> dict[str, Any] | None:
+        """Return what central differential privacy guarantees, or ``None`` where there is none."""
+        path = self.folder / "central_privacy.json"
+        return read_json(path) if path.exists() else None
 
     def read_manifest(self) -> Manifest:
         """Return what the server knows."""
@@ -151,6 +221,31 @@ class RecordingStore:
         entry = self._read_entry(server_round)
         return tuple(update.client_id for update in entry.updates if update.sha256 is not None)
 
+    def aggregated_clients(self, server_round: int) -> tuple[int, ...]:
+        """Return the clients of whose replies the mean is stored (secure aggregation), in order; else nobody."""
+        secure = self._read_entry(server_round).secure_aggregation
+        return () if secure is None or secure.aggregate_sha256 is None else secure.clients
+
+    def read_masked_vector(self, server_round: int, client_id: int) -> dict[str, Tensor]:
+        """Return a stored masked vector: ``weight``, ``parameters/<name>`` and ``buffers/<name>``, unsigned integers.
+
+        Raises:
+            RecordingError: Also where it was not kept.
+        """
+        secure = self._read_entry(server_round).secure_aggregation
+        kept = {entry.client_id: entry.sha256 for entry in (secure.masked if secure else ()) if entry.sha256}
+        if client_id not in kept:
+            raise RecordingError(
+                f"{self.folder}: no masked vector of client {client_id} in round {server_round} is stored; "
+                f"stored: {sorted(kept) or 'none'}"
+            )
+        manifest = self.read_manifest()
+        path = self._masked_path(server_round, client_id)
+        vector = read_tensors(path, sha256=kept[client_id])
+        names = ["weight", *_file_names(manifest)]
+        _check_names(path, vector, names)
+        return {name: vector[name] for name in names}
+
     def read_failures(self, server_round: int) -> tuple[ReplyFailure, ...]:
         """Return the failed replies of a round."""
         return self._read_entry(server_round).failures
@@ -161,6 +256,8 @@ class RecordingStore:
 
     def read_round(self, server_round: int, clients: Collection[int] | None = None) -> RoundRecord:
         """Read a round with all stored updates, or with those of some clients.
+
+        Under secure aggregation there are none; the mean is read where it is stored.
 
         Args:
             server_round: The round, from 1.
@@ -175,7 +272,10 @@ class RecordingStore:
         absent = [client_id for client_id in wanted if client_id not in kept]
         if entry.global_sha256 is None or absent:
             what = f"client {absent[0]} of round {server_round}" if absent else f"round {server_round}"
-            raise RecordingError(f"{self.folder}: {what} is not stored; stored clients: {sorted(kept) or 'none'}")
+            hidden = "; secure aggregation hid single updates" if entry.secure_aggregation is not None else ""
+            raise RecordingError(
+                f"{self.folder}: {what} is not stored; stored clients: {sorted(kept) or 'none'}{hidden}"
+            )
         manifest = self.read_manifest()
         path = self._round_folder(server_round) / "global.safetensors"
         parameters, buffers = _read_model(path, manifest, sha256=entry.global_sha256)
@@ -200,6 +300,26 @@ class RecordingStore:
             global_buffers=buffers,
             updates=tuple(updates),
             failures=entry.failures,
+            masked=_masked_replies(entry),
+            aggregate=self._read_aggregate(entry, manifest),
+        )
+
+    def _read_aggregate(self, entry: _RoundEntry, manifest: Manifest) -> AggregatedUpdate | None:
+        secure = entry.secure_aggregation
+        if secure is None or secure.aggregate_sha256 is None:
+            return None
+        path = self._aggregate_path(entry.server_round)
+        tensors, buffers = _read_model(path, manifest, sha256=secure.aggregate_sha256)
+        sizes = {reply.client_id: reply.num_examples for reply in secure.masked}
+        absent = [client_id for client_id in secure.clients if client_id not in sizes]
+        if absent:
+            raise RecordingError(f"{path}: client {absent[0]} is in the mean, but sent nothing; round.json is damaged")
+        return AggregatedUpdate(
+            server_round=entry.server_round,
+            num_examples={client_id: sizes[client_id] for client_id in secure.clients},
+            algorithm=manifest.algorithm,
+            tensors=tensors,
+            buffers=buffers,
         )
 
     def read_final(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -219,6 +339,12 @@ class RecordingStore:
     def _update_path(self, server_round: int, client_id: int) -> Path:
         return self._round_folder(server_round) / f"client-{client_id:05d}.safetensors"
 
+    def _masked_path(self, server_round: int, client_id: int) -> Path:
+        return self._round_folder(server_round) / f"masked-{client_id:05d}.safetensors"
+
+    def _aggregate_path(self, server_round: int) -> Path:
+        return self._round_folder(server_round) / "aggregate.safetensors"
+
 
 def _join(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"parameters/{name}": tensor for name, tensor in parameters.items()} | {
@@ -228,13 +354,33 @@ def _join(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> di
 
 def _read_model(path: Path, manifest: Manifest, *, sha256: str | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     tensors = read_tensors(path, sha256=sha256)
-    expected = {f"parameters/{name}" for name in manifest.parameters} | {f"buffers/{name}" for name in manifest.buffers}
-    if tensors.keys() != expected:
-        wrong = sorted(tensors.keys() ^ expected)
-        raise RecordingError(f"{path}: expected the tensors that the manifest names; missing or unexpected: {wrong}")
+    _check_names(path, tensors, _file_names(manifest))
     return (
         {name: tensors[f"parameters/{name}"] for name in manifest.parameters},
         {name: tensors[f"buffers/{name}"] for name in manifest.buffers},
+    )
+
+
+def _file_names(manifest: Manifest) -> list[str]:
+    return [f"parameters/{name}" for name in manifest.parameters] + [f"buffers/{name}" for name in manifest.buffers]
+
+
+def _check_names(path: Path, tensors: Mapping[str, Tensor], expected: Collection[str]) -> None:
+    wrong = sorted(tensors.keys() ^ set(expected))
+    if wrong:
+        raise RecordingError(f"{path}: expected the tensors that the manifest names; missing or unexpected: {wrong}")
+
+
+def _masked_replies(entry: _RoundEntry) -> tuple[MaskedReply, ...]:
+    masked = entry.secure_aggregation.masked if entry.secure_aggregation is not None else ()
+    return tuple(
+        MaskedReply(
+            server_round=entry.server_round,
+            client_id=reply.client_id,
+            num_examples=reply.num_examples,
+            metrics=reply.metrics,
+        )
+        for reply in masked
     )
 
 

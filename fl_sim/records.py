@@ -109,18 +109,69 @@ class ClientUpdate:
 
     def delta(self, global_parameters: Mapping[str, Tensor], learning_rate: float) -> dict[str, Tensor]:
         """Return ``w_c - w_t``; a FedSGD gradient counts as one step of ``learning_rate``."""
-        if self.algorithm is Algorithm.FEDSGD:
-            return scale(self.tensors, -learning_rate)
-        return subtract(self.tensors, global_parameters)
+        return _delta(self.algorithm, self.tensors, global_parameters, learning_rate)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskedReply:
+    """What the server sees of one client under secure aggregation, beside the masked vector: numbers in clear.
+
+    Attributes:
+        server_round: The round, counted from 1.
+        client_id: The client's id.
+        num_examples: N_c.
+        metrics: Further numbers that the client sent.
+    """
+
+    server_round: int
+    client_id: int
+    num_examples: int
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregatedUpdate:
+    """The mean of several replies, of which the server sees nothing else (secure aggregation).
+
+    Attributes:
+        server_round: The round, counted from 1.
+        num_examples: N_c of each client in the mean, by rising client id: sent in clear, the weights of the mean.
+        algorithm: Says what ``tensors`` are.
+        tensors: The mean of the weights (FedAvg) or of the gradients (FedSGD), by name, as exact as it was quantised.
+        buffers: The mean of the non-trainable tensors.
+    """
+
+    server_round: int
+    num_examples: Mapping[int, int]
+    algorithm: Algorithm
+    tensors: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    @property
+    def clients(self) -> tuple[int, ...]:
+        """The clients in the mean."""
+        return tuple(self.num_examples)
+
+    def delta(self, global_parameters: Mapping[str, Tensor], learning_rate: float) -> dict[str, Tensor]:
+        """Return the mean of ``w_c - w_t``; as `ClientUpdate.delta`."""
+        return _delta(self.algorithm, self.tensors, global_parameters, learning_rate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyFailure:
-    """A reply that did not come or could not be used, and why."""
+    """A reply that did not come or could not be used, and why.
+
+    Attributes:
+        server_round: The round.
+        client_id: The client.
+        reason: What went wrong.
+        stage: Under secure aggregation the stage at which the client dropped out; ``None`` without it.
+    """
 
     server_round: int
     client_id: int
     reason: str
+    stage: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +182,10 @@ class RoundRecord:
         server_round: The round, counted from 1.
         global_parameters: w_t, the trainable tensors sent out.
         global_buffers: The non-trainable tensors sent out.
-        updates: The usable replies, by rising client id.
+        updates: The usable replies, by rising client id; none under secure aggregation.
         failures: The others, by rising client id.
+        masked: Under secure aggregation, the replies that came, by rising client id; their vectors stay on disk.
+        aggregate: Under secure aggregation, the mean of these; ``None`` if too few clients stayed to unmask it.
     """
 
     server_round: int
@@ -140,3 +193,11 @@ class RoundRecord:
     global_buffers: Mapping[str, Tensor]
     updates: tuple[ClientUpdate, ...]
     failures: tuple[ReplyFailure, ...]
+    masked: tuple[MaskedReply, ...] = ()
+    aggregate: AggregatedUpdate | None = None
+
+
+def _delta(
+    algorithm: Algorithm, tensors: Mapping[str, Tensor], global_parameters: Mapping[str, Tensor], learning_rate: float
+) -> dict[str, Tensor]:
+    return scale(tensors, -learning_rate) if algorithm is Algorithm.FEDSGD else subtract(tensors, global_parameters)

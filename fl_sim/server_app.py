@@ -1,19 +1,23 @@
 """The server of the federation: honest in what it aggregates, curious in what it keeps.
 
-    experiment -> model -> RecordingStrategy(FedAvg or FedSGD) -> rounds
+    experiment -> model -> RecordingStrategy(FedAvg or FedSGD, perhaps CentrallyPrivate) -> rounds
+                        -> SecAgg+ between the same strategy and a SecureAggregationRecorder -> rounds
 
 `build_server_app` serves the simulation engines; the module's ``app`` is what ``flwr run .`` loads.
 """
 
+import logging
 import math
 import time
+from collections.abc import Mapping
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
-from torch import nn
+from torch import Tensor, nn
 
 from fl_sim.app_config import experiment_of, runs_dir_of
+from fl_sim.central_accounting import central_guarantee
 from fl_sim.client_registry import ClientRegistry, register_clients
 from fl_sim.config import Experiment, is_selected
 from fl_sim.evaluation import evaluate
@@ -26,8 +30,10 @@ from fl_sim.recording import OnRound, RecordingStrategy
 from fl_sim.recording_store import Manifest, NamedPart
 from fl_sim.records import Algorithm, RoundRecord
 from fl_sim.run_store import RoundEvaluation, RunState, RunStatus, RunStore, create_run
+from fl_sim.secure_aggregation import run_secure_rounds
+from fl_sim.secure_aggregation_recorder import SecureAggregationRecorder
 from fl_sim.seeds import generator
-from fl_sim.strategies import ReproducibleFedAvg, ReproducibleFedSGD
+from fl_sim.strategies import CentrallyPrivate, ReproducibleFedAvg, ReproducibleFedSGD, check_private_model
 from fl_sim.streaming_grid import StreamingGrid
 
 
@@ -82,47 +88,139 @@ def _serve(grid: Grid, run: RunStore, on_round: OnRound) -> None:
     data = load_federated_data(experiment.data, experiment.seed)
     model = _build_model(experiment, data)
     layout = ModelLayout.of(model)
+    check_server_privacy(experiment, model)
     run.recording.write_manifest(_manifest(experiment, data, layout))
-
-    def tell(event: Event) -> None:
-        append_event(run.events_path, event)
-
-    registry = register_clients(grid, experiment.data.num_clients, timeout=experiment.federation.reply_timeout)
-    tell(Event(kind=EventKind.FEDERATION_STARTED, total=experiment.federation.num_rounds))
-    current_round = 0
-
-    def start_round(server_round: int, num_clients: int) -> None:
-        nonlocal current_round
-        current_round = server_round
-        tell(Event(kind=EventKind.ROUND_STARTED, server_round=server_round, total=num_clients))
-
-    def tell_reply(reply: Message) -> None:
-        tell(Event(kind=EventKind.REPLY_RECEIVED, server_round=current_round))
-
-    def record_round(record: RoundRecord) -> None:
-        _write_round(run, experiment, record)
-        on_round(record)
-        tell(Event(kind=EventKind.ROUND_RECORDED, server_round=record.server_round, failures=len(record.failures)))
-
-    strategy = RecordingStrategy(
-        _build_strategy(experiment, registry, layout),
-        registry=registry,
-        layout=layout,
-        algorithm=experiment.federation.algorithm,
-        on_round=record_round,
-        on_round_start=start_round,
-    )
+    notebook = _Notebook(run, experiment, on_round)
+    federation = experiment.federation
+    registry = register_clients(grid, experiment.data.num_clients, timeout=federation.reply_timeout)
+    notebook.tell(Event(kind=EventKind.FEDERATION_STARTED, total=federation.num_rounds))
     state = model.state_dict()
-    result = strategy.start(
-        StreamingGrid(grid, tell_reply),
-        pack_arrays({name: state[name] for name in layout.parameters}, {name: state[name] for name in layout.buffers}),
-        num_rounds=experiment.federation.num_rounds,
-        timeout=experiment.federation.reply_timeout,
-        evaluate_fn=_Evaluator(run, model, layout, data, tell),
+    arrays = pack_arrays(
+        {name: state[name] for name in layout.parameters}, {name: state[name] for name in layout.buffers}
     )
-    if result.arrays:
-        run.recording.write_final(*unpack_arrays(result.arrays, layout))
-    tell(Event(kind=EventKind.FEDERATION_FINISHED, server_round=experiment.federation.num_rounds))
+    strategy = _build_strategy(experiment, registry, layout)
+    evaluator = _Evaluator(run, model, layout, data, notebook.tell)
+    train = _train_openly if federation.secure_aggregation is None else _train_securely
+    final = train(grid, arrays, experiment, strategy, notebook, evaluator)
+    if final:
+        run.recording.write_final(*unpack_arrays(final, layout))
+    notebook.tell(Event(kind=EventKind.FEDERATION_FINISHED, server_round=federation.num_rounds))
+
+
+def check_server_privacy(experiment: Experiment, model: nn.Module) -> None:
+    """Refuse what the server's side of privacy cannot do for a model.
+
+    Raises:
+        ConfigError: If central differential privacy would leave a part of the model without noise.
+    """
+    if experiment.federation.central_privacy is not None:
+        check_private_model(ModelLayout.of(model))
+
+
+class _Notebook:
+    """Where a running federation writes down what happens: recording and events."""
+
+    def __init__(self, run: RunStore, experiment: Experiment, on_round: OnRound) -> None:
+        self.run = run
+        self._experiment = experiment
+        self._on_round = on_round
+        self._current_round = 0
+
+    def tell(self, event: Event) -> None:
+        append_event(self.run.events_path, event)
+
+    def start_round(self, server_round: int, num_clients: int) -> None:
+        self._current_round = server_round
+        self.tell(Event(kind=EventKind.ROUND_STARTED, server_round=server_round, total=num_clients))
+
+    def tell_reply(self, reply: Message) -> None:
+        self.tell(Event(kind=EventKind.REPLY_RECEIVED, server_round=self._current_round))
+
+    def warn(self, server_round: int, message: str) -> None:
+        logging.getLogger(__name__).warning("round %d: %s", server_round, message)
+        self.tell(Event(kind=EventKind.WARNING, server_round=server_round, message=message))
+
+    def record_round(self, record: RoundRecord) -> None:
+        kept = self._experiment.recording
+        self.run.recording.write_round(
+            record,
+            keep_round=is_selected(kept.rounds, record.server_round),
+            keep_clients={u.client_id for u in record.updates if is_selected(kept.clients, u.client_id)},
+        )
+        self._on_round(record)
+        self.tell(Event(kind=EventKind.ROUND_RECORDED, server_round=record.server_round, failures=len(record.failures)))
+
+    def record_masked_vector(self, server_round: int, client_id: int, vector: Mapping[str, Tensor]) -> None:
+        kept = self._experiment.recording
+        if is_selected(kept.rounds, server_round) and is_selected(kept.clients, client_id):
+            self.run.recording.write_masked_vector(server_round, client_id, vector)
+
+
+def _train_openly(
+    grid: Grid,
+    arrays: ArrayRecord,
+    experiment: Experiment,
+    strategy: ReproducibleFedAvg,
+    notebook: _Notebook,
+    evaluator: "_Evaluator",
+) -> ArrayRecord:
+    """Train where the server sees every update; return the last global model, empty if no round succeeded."""
+    federation = experiment.federation
+    privacy = federation.central_privacy
+    private = None if privacy is None else CentrallyPrivate(strategy, privacy)
+    recording_strategy = RecordingStrategy(
+        private or strategy,
+        registry=strategy.registry,
+        layout=strategy.layout,
+        algorithm=federation.algorithm,
+        on_round=notebook.record_round,
+        on_round_start=notebook.start_round,
+    )
+    result = recording_strategy.start(
+        StreamingGrid(grid, notebook.tell_reply),
+        arrays,
+        num_rounds=federation.num_rounds,
+        timeout=federation.reply_timeout,
+        evaluate_fn=evaluator,
+    )
+    if private is not None:
+        notebook.run.recording.write_guarantee(central_guarantee(private.privacy, private.num_releases))
+    return result.arrays
+
+
+def _train_securely(
+    grid: Grid,
+    arrays: ArrayRecord,
+    experiment: Experiment,
+    strategy: ReproducibleFedAvg,
+    notebook: _Notebook,
+    evaluator: "_Evaluator",
+) -> ArrayRecord:
+    """Train where the server sees masked vectors and their sum; return the last global model."""
+    federation = experiment.federation
+    options = experiment.secure_aggregation()
+    assert options is not None  # or the server would train openly
+    recorder = SecureAggregationRecorder(
+        registry=strategy.registry,
+        layout=strategy.layout,
+        algorithm=federation.algorithm,
+        options=options,
+        on_round=notebook.record_round,
+        on_masked_vector=notebook.record_masked_vector,
+        on_round_start=notebook.start_round,
+        on_reply=notebook.tell_reply,
+        on_warning=notebook.warn,
+    )
+    return run_secure_rounds(
+        grid,
+        arrays,
+        strategy=strategy,
+        options=options,
+        recorder=recorder,
+        num_rounds=federation.num_rounds,
+        timeout=federation.reply_timeout,
+        evaluate=evaluator,
+    )
 
 
 def _build_model(experiment: Experiment, data: FederatedData) -> nn.Module:
@@ -169,15 +267,8 @@ def _manifest(experiment: Experiment, data: FederatedData, layout: ModelLayout) 
         buffers=tuple(layout.buffers),
         num_clients=experiment.data.num_clients,
         declared_defenses=tuple(NamedPart(name=d.name, options=d.options) for d in experiment.defenses),
-    )
-
-
-def _write_round(run: RunStore, experiment: Experiment, record: RoundRecord) -> None:
-    kept = experiment.recording
-    run.recording.write_round(
-        record,
-        keep_round=is_selected(kept.rounds, record.server_round),
-        keep_clients={u.client_id for u in record.updates if is_selected(kept.clients, u.client_id)},
+        central_privacy=experiment.federation.central_privacy,
+        secure_aggregation=experiment.secure_aggregation(),
     )
 
 

@@ -8,6 +8,7 @@ from attacker.report.content import AttackResult, ReportContent
 from attacker.results import Result, read_results
 from attacker.truth import Truth
 from fl_sim.config import DefenseConfig, Experiment
+from fl_sim.recording_store import Manifest
 from fl_sim.run_store import RunStore
 
 
@@ -82,6 +83,7 @@ def _summary(run: RunStore, experiment: Experiment) -> tuple[tuple[str, str], ..
         ("local training", f"{local}{momentum}, {training.order} batches"),
         ("rounds", f"{len(run.recording.rounds())} of {federation.num_rounds}"),
         ("defenses", ", ".join(map(_defense, experiment.defenses)) or "none"),
+        *_server_privacy(run, manifest),
         ("image", " x ".join(map(str, manifest.dataset.image_shape))),
         ("run seed", str(experiment.seed)),
         ("federation", status.state + (f" in {status.seconds:.0f} s" if status.seconds else "")),
@@ -91,9 +93,23 @@ def _summary(run: RunStore, experiment: Experiment) -> tuple[tuple[str, str], ..
     )
 
 
+def _server_privacy(run: RunStore, manifest: Manifest) -> tuple[tuple[str, str], ...]:
+    rows: list[tuple[str, str]] = []
+    if manifest.secure_aggregation is not None:
+        options = manifest.secure_aggregation
+        rows.append(("secure aggregation", f"SecAgg+, threshold {options.reconstruction_threshold:g}"))
+    if manifest.central_privacy is not None:
+        privacy, guarantee = manifest.central_privacy, run.recording.read_guarantee() or {}
+        epsilon = guarantee.get("epsilon")
+        spent = "" if epsilon is None else f", epsilon {epsilon:.3g} at delta {privacy.delta:g}"
+        noise = f"clip norm {privacy.clip_norm:g}, noise multiplier {privacy.noise_multiplier:g}"
+        rows.append(("central differential privacy", f"{noise}{spent}"))
+    return tuple(rows)
+
+
 def _num_parameters(run: RunStore) -> int:
     for server_round in run.recording.rounds():
-        if run.recording.kept_clients(server_round):
+        if run.recording.kept_clients(server_round) or run.recording.aggregated_clients(server_round):
             record = run.recording.read_round(server_round, [])
             return sum(tensor.numel() for tensor in record.global_parameters.values())
     return 0

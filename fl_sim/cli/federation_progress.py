@@ -28,6 +28,8 @@ def show_federation(events: Iterable[Event], *, num_rounds: int, quiet: bool) ->
                     bars.advance(rounds)
                     if event.failures:
                         errors.print(f"[yellow]round {event.server_round}: {event.failures} replies failed[/]")
+                case EventKind.WARNING:
+                    errors.print(f"[yellow]round {event.server_round}:[/] {event.message}", highlight=False)
                 case EventKind.EVALUATED:
                     bars.update(rounds, note=_describe(event))
                 case EventKind.FEDERATION_STARTED | EventKind.FEDERATION_FINISHED:

@@ -106,6 +106,11 @@ def _select(store: RunStore, rounds: str | None, clients: str | None) -> list[tu
         if is_selected(wanted_clients, client_id)
     ]
     if not keys:
+        if any(store.recording.aggregated_clients(server_round) for server_round in recorded):
+            raise ConfigError(
+                "secure aggregation hid single updates, and this command compares recoveries client by client; "
+                "'fl-sim attack' attacks the mean"
+            )
         raise ConfigError(
             f"no stored update matches --round {rounds or 'all'} and --client {clients or 'all'}; "
             f"stored rounds: {list(recorded) or 'none'}"

@@ -20,6 +20,7 @@ from fl_sim.options import build
 from fl_sim.run_store import create_run
 from fl_sim.runtime import run_federation
 from fl_sim.seeds import generator
+from fl_sim.server_app import check_server_privacy
 
 CLIENT_APP = "clients.client_app:build_client_app"
 ENGINE_NAMES = ("ray", "inprocess")
@@ -65,13 +66,14 @@ def check_experiment(experiment: Experiment) -> None:
         MissingDataError: If the data is not there.
     """
     data = load_federated_data(experiment.data, experiment.seed)
-    build(
+    model = build(
         MODELS[experiment.model.name],
         experiment.model.options,
         where="model.options",
         dataset=data.dataset.spec,
         generator=generator(experiment.seed, "model-initialisation"),
     )
+    check_server_privacy(experiment, model)
     build_defense(experiment)
     resolve_setting(experiment.attack)
     if experiment.scoring.feature_extractor is not None:

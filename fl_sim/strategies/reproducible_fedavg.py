@@ -80,14 +80,18 @@ class ReproducibleFedAvg(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average the usable replies; ``(None, None)`` keeps the global model where there are too few."""
-        usable = sorted(
-            (reply for reply in replies if self._is_usable(server_round, reply)),
-            key=lambda reply: self.registry.clients[reply.metadata.src_node_id],
-        )
+        usable = self.usable_replies(server_round, replies)
         if len(usable) < self.min_replies:
             return None, None
         average, metrics = super().aggregate_train(server_round, usable)
         return (None if average is None else self.next_global(average)), metrics
+
+    def usable_replies(self, server_round: int, replies: Iterable[Message]) -> list[Message]:
+        """Return the replies that can be averaged, by rising client id."""
+        return sorted(
+            (reply for reply in replies if self._is_usable(server_round, reply)),
+            key=lambda reply: self.registry.clients[reply.metadata.src_node_id],
+        )
 
     def next_global(self, average: ArrayRecord) -> ArrayRecord:
         """Turn the average of the replies into the next global model, in the model's own dtypes."""

@@ -1,13 +1,24 @@
 """The recording on disk: round trips, selections, and damage that stays where it is."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fl_sim.errors import RecordingError
 from fl_sim.recording_store import Manifest, NamedPart, RecordingStore
-from fl_sim.records import Algorithm, ClientUpdate, DatasetSpec, LocalTraining, ReplyFailure, RoundRecord
+from fl_sim.records import (
+    AggregatedUpdate,
+    Algorithm,
+    ClientUpdate,
+    DatasetSpec,
+    LocalTraining,
+    MaskedReply,
+    ReplyFailure,
+    RoundRecord,
+)
+from fl_sim.server_privacy import SecureAggregation
 
 MANIFEST = Manifest(
     model=NamedPart(name="mlp", options={"widths": [4]}),
@@ -102,6 +113,64 @@ def test_foreign_tensors_are_refused(store):
     store.write_final({"w": torch.ones(2), "b": torch.ones(1)}, {"running": torch.zeros(1)})
     with pytest.raises(RecordingError, match=r"final\.safetensors.*'parameters/a', 'parameters/b'"):
         store.read_final()
+
+
+def test_a_securely_aggregated_round_comes_back(tmp_path):
+    store = RecordingStore(tmp_path)
+    options = SecureAggregation(num_shares=3, reconstruction_threshold=2, max_weight=7.0)
+    store.write_manifest(replace(MANIFEST, secure_aggregation=options))
+    vector = {
+        name: torch.tensor([4_294_967_294, 0], dtype=torch.uint32)
+        for name in ("weight", "parameters/w", "parameters/a", "buffers/running")
+    }
+    store.write_masked_vector(1, 2, vector)
+    written = replace(
+        _record(1),
+        updates=(),
+        failures=(ReplyFailure(server_round=1, client_id=1, reason="gone", stage="share_keys"),),
+        masked=tuple(
+            MaskedReply(server_round=1, client_id=client_id, num_examples=5 + client_id, metrics={"train-loss": 0.5})
+            for client_id in (0, 2)
+        ),
+        aggregate=AggregatedUpdate(
+            server_round=1,
+            num_examples={0: 5, 2: 7},
+            algorithm=Algorithm.FEDAVG,
+            tensors={"w": torch.ones(3), "a": torch.zeros(1)},
+            buffers={"running": torch.ones(1)},
+        ),
+    )
+    store.write_round(written, keep_clients=(), keep_round=True)
+    read = store.read_round(1)
+    assert store.read_manifest().secure_aggregation == options
+    assert (read.masked, read.failures, read.updates) == (written.masked, written.failures, ())
+    assert (read.aggregate.clients, read.aggregate.num_examples) == ((0, 2), {0: 5, 2: 7})
+    assert torch.equal(read.aggregate.tensors["w"], torch.ones(3))
+    found = store.read_masked_vector(1, 2)
+    assert list(found) == ["weight", "parameters/w", "parameters/a", "buffers/running"]
+    assert found["weight"].dtype == torch.uint32
+    assert found["weight"].tolist() == [4_294_967_294, 0]
+    with pytest.raises(RecordingError, match=r"client 0 in round 1 is stored; stored: \[2\]"):
+        store.read_masked_vector(1, 0)
+    path = tmp_path / "rounds" / "0001" / "round.json"
+    entry = json.loads(path.read_text())
+    entry["secure_aggregation"]["clients"] = [0, 1]
+    path.write_text(json.dumps(entry))
+    with pytest.raises(RecordingError, match="client 1 is in the mean, but sent nothing"):
+        store.read_round(1)
+
+
+def test_recordings_from_before_secure_aggregation_are_read(store):
+    for path in (store.folder / "manifest.json", *store.folder.glob("rounds/*/round.json")):
+        entry = {
+            k: v for k, v in json.loads(path.read_text()).items() if k not in ("secure_aggregation", "central_privacy")
+        }
+        for failure in entry.get("failures", ()):
+            del failure["stage"]
+        path.write_text(json.dumps(entry))
+    assert store.read_manifest() == MANIFEST
+    assert store.read_round(1).aggregate is None
+    assert store.aggregated_clients(1) == ()
 
 
 def test_final_model_round_trip(store):

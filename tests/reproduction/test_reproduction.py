@@ -15,6 +15,7 @@ from clients.client_app import build_defense
 from fl_sim.cli.main import app
 from fl_sim.config import parse_experiment, to_plain
 from fl_sim.errors import RecordingError
+from fl_sim.run_store import find_finished_run
 from reproduction.campaign import Request, cells_of
 from reproduction.data import PAPER_DATA
 from reproduction.experiments import describe, experiment_of
