@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from fl_sim.deployment.address import SuperLinkAddress
@@ -32,7 +32,7 @@ _SECONDS_TO_TERMINATE = 10.0
 
 def run_federation(
     run: RunStore, *, engine: str, client_app: str, superlink: SuperLinkAddress | None = None
-) -> Iterator[Event]:
+) -> Generator[Event]:
     """Run the federation of a run folder to its end and yield what happens.
 
     Nothing is left behind, however it ends: the process group and all that stems from it is stopped, and the engine's

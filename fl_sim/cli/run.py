@@ -18,6 +18,7 @@ from fl_sim.config import Experiment, read_experiment
 from fl_sim.deployment.address import SuperLinkAddress, parse_superlink_address
 from fl_sim.errors import ConfigError
 from fl_sim.federated_data import load_federated_data
+from fl_sim.files import write_bytes
 from fl_sim.models import MODELS
 from fl_sim.options import build
 from fl_sim.run_store import create_run
@@ -27,8 +28,8 @@ from fl_sim.seeds import generator
 CLIENT_APP = "clients.client_app:build_client_app"
 ENGINE_NAMES = ("ray", "inprocess", "deployment")
 _ENGINE_HELP = (
-    "ray (client processes), inprocess (for debugging) or deployment (SuperLink and SuperNodes; slow: each message to a "
-    "client starts a process that imports torch, 4 to 9 s of one core)."
+    "ray (client processes), inprocess (for debugging) or deployment (SuperLink and SuperNodes; slow: each message "
+    "to a client starts a process that imports torch, 4 to 9 s of one core)."
 )
 
 
@@ -44,6 +45,10 @@ def run(
     ] = None,
     runs_dir: RunsDirOption = DEFAULT_RUNS_DIR,
     attack: Annotated[bool, typer.Option("--attack/--no-attack", help="Attack the recording.")] = True,
+    publish: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Copy the page there too, for a web server that must not see the rest."),
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Run a federation, record what its server sees, attack the recording, and write the page.
@@ -64,6 +69,8 @@ def run(
     with clean_interruption(), closing(federation) as events:
         show_federation(events, num_rounds=chosen.federation.num_rounds, quiet=quiet)
     failures = analyse(store, chosen.attack if attack else None, quiet=quiet)
+    if publish is not None:
+        write_bytes(publish / store.report_path.name, store.report_path.read_bytes())
     output.print(str(store.folder), highlight=False, soft_wrap=True)
     if failures:
         raise typer.Exit(1)

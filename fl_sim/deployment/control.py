@@ -130,14 +130,16 @@ class SuperLinkControl:
             self._client.StopRun(StopRunRequest(run_id=run_id))
 
     def register(self, public_key: Path) -> int:
-        """Admit the SuperNode that holds the private half of a key, and return the id that the node will have.
+        """Admit the SuperNode that holds the private half of a key, and return the id of the node.
+
+        Nothing changes for a key that the SuperLink knows already.
 
         Args:
             public_key: File in OpenSSH's format, ECDSA on a NIST curve.
 
         Raises:
             ConfigError: If the file is no such key.
-            SuperLinkError: If the SuperLink cannot be reached or refuses, as it does for a key that it knows.
+            SuperLinkError: If the SuperLink cannot be reached or refuses.
         """
         try:
             key = load_ssh_public_key(public_key.read_bytes())
@@ -145,9 +147,12 @@ class SuperLinkControl:
             raise ConfigError(f"{public_key}: expected a public key in OpenSSH's format, got: {error}") from error
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise ConfigError(f"{public_key}: expected an ECDSA key, as fl_sim.deployment.credentials makes them")
+        content = public_key_to_bytes(key)
         with _as_superlink_errors(self._superlink):
-            response = self._client.RegisterNode(RegisterNodeRequest(public_key=public_key_to_bytes(key)))
-        return response.node_id
+            for node in self._client.ListNodes(ListNodesRequest()).nodes_info:
+                if node.public_key == content and not node.unregistered_at:
+                    return node.node_id
+            return self._client.RegisterNode(RegisterNodeRequest(public_key=content)).node_id
 
 
 @contextlib.contextmanager

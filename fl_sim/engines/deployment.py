@@ -113,8 +113,8 @@ def _run(control: SuperLinkControl, app: Path, federation: Federation, *, check:
         return
     if state is RunState.RUNNING:
         raise FederationError(
-            f"Flower says {ended.description}, and the ServerApp did not say why; where it runs, the run folder must be "
-            f"{federation.run.folder.resolve()} too"
+            f"Flower says {ended.description}, and the ServerApp did not say why; where it runs, the run folder must "
+            f"be {federation.run.folder.resolve()} too"
         )
     sys.exit(1)  # the ServerApp has written the reason into the run's status
 
