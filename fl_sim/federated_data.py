@@ -48,9 +48,7 @@ class FederatedData:
     def _rows(self, client_id: int) -> Tensor:
         rows = self.client_indices[client_id]
         if not len(rows):
-            raise MissingDataError(
-                f"data set {self.dataset.name!r} on this machine holds no image of client {client_id}"
-            )
+            raise MissingDataError(f"this machine's data set {self.dataset.name!r} has no image of client {client_id}")
         return rows
 
 

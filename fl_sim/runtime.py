@@ -67,8 +67,10 @@ def run_federation(
             yield from follow_events(run.events_path, _Watch(process, run).is_running)
             _raise_unless_finished(run, process.poll())
         finally:
+            was_running = run.status().state is RunState.RUNNING
             stop_process_group(process)
-            if run.status().state is RunState.RUNNING:
+            # A server that is stopped may have called that its failure.
+            if was_running and run.status().state is not RunState.FINISHED:
                 run.write_status(RunStatus(state=RunState.FAILED, message="stopped before its end"))
 
 

@@ -1,7 +1,9 @@
-"""Divides the digits into folders as a real deployment has them: ``python -m fl_sim.deployment.example_data FOLDER``.
+"""Divides the digits among machines, as a deployment has them: ``python -m fl_sim.deployment.example_data FOLDER``.
 
-client-0/images.npz    private: SuperNode 0 only
-public/images.npz      the server: a test set that no client holds
+    client-0/images.npz    private: SuperNode 0 only
+    public/images.npz      the server: a test set that no client holds
+
+The files are those of the data set ``arrays``.
 """
 
 import argparse

@@ -8,9 +8,15 @@ from flwr.serverapp import ServerApp
 from fl_sim.engines.deployment import deploy
 from fl_sim.engines.federation import Engine, Federation
 from fl_sim.engines.in_process import run_in_process
-from fl_sim.engines.ray_simulation import run_on_ray
 from fl_sim.server_app import build_server_app
 from fl_sim.tables import Table, load_reference
+
+
+def run_on_ray(server_app: ServerApp, client_app: ClientApp, num_clients: int) -> None:
+    """Run a federation on Ray, which is imported now: the other engines should not pay for it."""
+    from fl_sim.engines import ray_simulation
+
+    ray_simulation.run_on_ray(server_app, client_app, num_clients)
 
 
 def _simulation(run_apps: Callable[[ServerApp, ClientApp, int], None]) -> Engine:
