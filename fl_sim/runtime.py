@@ -76,7 +76,7 @@ def run_federation(
 
 def stop_process_group(process: subprocess.Popen[bytes]) -> None:
     """End a process that leads its own group, every process of the group, and its descendants that left the group."""
-    escaped = descendants(process.pid)
+    escaped = descendants(process.pid) if process.poll() is None else ()
     _stop_group(process)
     end_processes(escaped, seconds=0)
 

@@ -7,11 +7,12 @@ Either all of them start here and end here, or a SuperLink that is up with its S
 """
 
 import contextlib
+import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,10 +21,11 @@ from fl_sim.deployment.control import FlowerRun, SuperLinkControl, SuperLinkErro
 from fl_sim.deployment.local_processes import local_federation
 from fl_sim.engines.federation import Federation
 from fl_sim.errors import FederationError
-from fl_sim.run_store import RunState
+from fl_sim.run_store import RunState, RunStore
 
 _SECONDS_BETWEEN_LOOKS = 0.5
-_SECONDS_WITHOUT_ANSWER = 30.0
+_SECONDS_BETWEEN_QUESTIONS = 5.0
+_SECONDS_WITHOUT_ANSWER = 60.0
 
 _Check = Callable[[], object]
 
@@ -47,7 +49,8 @@ def deploy(federation: Federation) -> None:
     num_clients = experiment.data.num_clients
     if federation.superlink is not None:
         with SuperLinkControl(federation.superlink) as control:
-            _await_supernodes(control, num_clients, deadline, check=_nothing, describe_missing=_nothing)
+            silence = _Silence(_SECONDS_WITHOUT_ANSWER)
+            _await_supernodes(control, num_clients, deadline, silence, check=_nothing, describe_missing=_nothing)
             _run(control, home / "app", federation, check=_nothing)
         return
     logs = federation.run.folder / "logs"
@@ -56,6 +59,7 @@ def deploy(federation: Federation) -> None:
             control,
             num_clients,
             deadline,
+            _Silence(math.inf),  # it is starting; should it end instead, the check says so
             check=lambda: local.raise_if_ended(supernodes=True),
             describe_missing=local.describe_missing,
         )
@@ -72,20 +76,40 @@ def _nothing() -> str:
     return ""
 
 
-def _await_supernodes(
-    control: SuperLinkControl, num_clients: int, deadline: float, *, check: _Check, describe_missing: Callable[[], str]
-) -> None:
-    silent_since: float | None = None
-    num_online = 0
-    while num_online != num_clients:
-        check()
+class _Silence:
+    """Bears with a SuperLink that does not answer, for so long."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since = time.monotonic()
+
+    @contextlib.contextmanager
+    def borne(self) -> Generator[None]:
         try:
-            num_online = control.num_online()
-            silent_since = None
+            yield
         except SuperLinkError:
-            silent_since = silent_since or time.monotonic()
-            if time.monotonic() - silent_since > _SECONDS_WITHOUT_ANSWER:
+            if time.monotonic() - self._since > self._seconds:
                 raise
+        else:
+            self._since = time.monotonic()
+
+
+def _await_supernodes(
+    control: SuperLinkControl,
+    num_clients: int,
+    deadline: float,
+    silence: _Silence,
+    *,
+    check: _Check,
+    describe_missing: Callable[[], str],
+) -> None:
+    num_online = 0
+    while True:
+        check()
+        with silence.borne():
+            num_online = control.num_online()
+        if num_online == num_clients:
+            return
         if num_online > num_clients:
             raise FederationError(
                 f"expected {num_clients} SuperNodes online, got {num_online}; stop the others, or set "
@@ -96,14 +120,13 @@ def _await_supernodes(
                 f"expected {num_clients} SuperNodes online, got {num_online} within federation.reply_timeout; missing: "
                 f"{describe_missing() or 'the SuperLink does not say which; look at the SuperNodes'}"
             )
-        if num_online < num_clients:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def _run(control: SuperLinkControl, app: Path, federation: Federation, *, check: _Check) -> None:
     run_id = control.start_run(app)
     try:
-        ended = _await_end(control, run_id, check)
+        ended = _await_end(control, run_id, federation.run, check)
     except BaseException:
         with contextlib.suppress(SuperLinkError):
             control.stop_run(run_id)
@@ -119,16 +142,15 @@ def _run(control: SuperLinkControl, app: Path, federation: Federation, *, check:
     sys.exit(1)  # the ServerApp has written the reason into the run's status
 
 
-def _await_end(control: SuperLinkControl, run_id: int, check: _Check) -> FlowerRun:
-    silent_since: float | None = None
+def _await_end(control: SuperLinkControl, run_id: int, run: RunStore, check: _Check) -> FlowerRun:
+    silence = _Silence(_SECONDS_WITHOUT_ANSWER)
+    asked = -math.inf
     while True:
         check()
-        try:
-            if (state := control.run_state(run_id)).is_finished:
-                return state
-            silent_since = None
-        except SuperLinkError:
-            silent_since = silent_since or time.monotonic()
-            if time.monotonic() - silent_since > _SECONDS_WITHOUT_ANSWER:
-                raise
+        # The file costs nothing to look at; but a ServerApp that was killed writes nothing.
+        if run.status().state is not RunState.RUNNING or time.monotonic() - asked > _SECONDS_BETWEEN_QUESTIONS:
+            asked = time.monotonic()
+            with silence.borne():
+                if (state := control.run_state(run_id)).is_finished:
+                    return state
         time.sleep(_SECONDS_BETWEEN_LOOKS)

@@ -22,7 +22,7 @@ BASE, TLS = ROOT / "docker-compose.yml", ROOT / "docker-compose.tls.yml"
 
 
 def read_services(*files: Path, variables: dict[str, str] | None = None) -> dict[str, dict[str, Any]]:
-    """Return the services of the files, later ones laid over earlier ones; variables have their defaults if not given."""
+    """Return the services of the files, later ones laid over earlier ones; variables not given have their defaults."""
     services: dict[str, dict[str, Any]] = {}
     for file in files:
         text = re.sub(
@@ -43,11 +43,14 @@ class Composition:
     Attributes:
         services: As read from the compose files.
         folder: Named volumes, homes and logs live in it.
+        processes: What was started, by label.
+        ports: The port of each SuperNode, which is 9094 in a container.
     """
 
     services: dict[str, dict[str, Any]]
     folder: Path
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    ports: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         with socket.socket() as superlink:
@@ -95,7 +98,8 @@ class Composition:
         if arguments[0].endswith("flower-supernode"):
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
-                arguments += ["--port", str(free.getsockname()[1])]
+                self.ports[name] = str(free.getsockname()[1])
+            arguments += ["--port", self.ports[name]]
         return arguments
 
     def log(self, label: str) -> Path:
@@ -115,7 +119,10 @@ class Composition:
 
     def _local(self, name: str, arguments: list[str]) -> list[str]:
         mounts = sorted(self.mounts(name).items(), reverse=True)
-        return [self._translate(argument, mounts) for argument in arguments]
+        port = self.ports.get(name, "9094")
+        return [
+            self._translate(argument, mounts).replace("127.0.0.1:9094", f"127.0.0.1:{port}") for argument in arguments
+        ]
 
     def _translate(self, argument: str, mounts: list[tuple[str, Path]]) -> str:
         if argument.startswith("flower-") or argument in ("fl-sim", "python"):

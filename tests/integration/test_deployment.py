@@ -55,7 +55,7 @@ def settings(*changes: str) -> list[str]:
 
 def test_a_deployment_gives_the_bits_of_one_process(start, run_tiny, tiny_settings, tmp_path):
     process = start("--no-attack", "--publish", "page", *settings(*tiny_settings, *CHANGES))
-    output, errors = process.communicate(timeout=240)
+    output, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors + _logs(tmp_path)
     (run,) = list_runs(tmp_path / "runs")
     assert output.strip() == f"runs/{run.folder.name}"
@@ -83,7 +83,7 @@ def test_a_failed_server_is_exit_1_with_its_reason(start, tiny_settings, tmp_pat
         process = start(*settings(*tiny_settings, *CHANGES, "model={name='my_lab:broken'}"))
     finally:
         os.environ["PYTHONPATH"] = os.environ["PYTHONPATH"].split(os.pathsep, 1)[1]
-    _, errors = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=500)
     assert process.returncode == 1, errors + _logs(tmp_path)
     assert "the federation failed: RuntimeError: out of magic" in errors
     (run,) = list_runs(tmp_path / "runs")
@@ -126,7 +126,7 @@ def test_a_supernode_that_does_not_come_up_is_named_with_its_log(tmp_path, monke
 
 
 def _await_in_logs(folder: Path, text: str, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while text not in _logs(folder):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, _logs(folder)
