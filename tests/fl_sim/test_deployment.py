@@ -1,6 +1,8 @@
 """The parts of a deployment that need no SuperLink."""
 
 import math
+import os
+import signal
 import ssl
 import subprocess
 import sys
@@ -159,7 +161,7 @@ def test_waiting_for_supernodes(monkeypatch):
     _await(_Control(None, 0, 1, 2), bears=math.inf)
     with pytest.raises(FederationError, match="expected 2 SuperNodes online, got 3; stop the others"):
         _await(_Control(1, 3))
-    with pytest.raises(FederationError, match="got 1 within federation.reply_timeout; missing: supernode-1 .* hello"):
+    with pytest.raises(FederationError, match=r"got 1 within .*reply_timeout; missing: supernode-1 .* hello"):
         _await(_Control(1), seconds=0)
     with pytest.raises(SuperLinkError, match="nobody there"):
         _await(_Control(None))
@@ -178,10 +180,19 @@ def test_descendants_are_found_and_ended_in_whatever_session():
     (child,) = descendants(process.pid)
     process.terminate()
     process.wait()
-    end_processes({child, ProcessIdentity(child.pid, child.started - 1)}, seconds=0.1)
+    end_processes({child}, seconds=0.1)
     deadline = time.monotonic() + 10
     while Path(f"/proc/{child.pid}").exists() and "Z" not in Path(f"/proc/{child.pid}/stat").read_text().split()[2]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.stdout.close()
-    end_processes({ProcessIdentity(1, -1)}, seconds=0)  # another process by now: left alone
+
+
+def test_a_process_that_took_over_an_id_is_left_alone():
+    process = subprocess.Popen(["sleep", "60"])
+    (found,) = (one for one in descendants(os.getpid()) if one.pid == process.pid)
+    end_processes({ProcessIdentity(found.pid, found.started - 1)}, seconds=0)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    end_processes({found}, seconds=0)
+    assert process.wait(10) == -signal.SIGKILL

@@ -119,10 +119,8 @@ class Composition:
 
     def _local(self, name: str, arguments: list[str]) -> list[str]:
         mounts = sorted(self.mounts(name).items(), reverse=True)
-        port = self.ports.get(name, "9094")
-        return [
-            self._translate(argument, mounts).replace("127.0.0.1:9094", f"127.0.0.1:{port}") for argument in arguments
-        ]
+        translated = [self._translate(argument, mounts) for argument in arguments]
+        return [argument.replace(":9094/", f":{self.ports.get(name)}/") for argument in translated]
 
     def _translate(self, argument: str, mounts: list[tuple[str, Path]]) -> str:
         if argument.startswith("flower-") or argument in ("fl-sim", "python"):
