@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ _LOOPBACK = "127.0.0.1"
 _ONLINE = "SuperNode ID:"  # what a SuperNode prints when the SuperLink has let it in
 _SECONDS_TO_END = 8.0  # less than what `fl_sim.runtime` grants to the process that calls
 _LINES_OF_LOG = 5
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,7 @@ class LocalProcess:
     def describe(self) -> str:
         """Return name, state and the end of the log."""
         code = self.process.poll()
-        lines = [line.strip() for line in _read_log(self.log).splitlines() if line.strip()]
+        lines = [line.strip() for line in _COLOUR.sub("", _read_log(self.log)).splitlines() if line.strip()]
         tail = " | ".join(lines[-_LINES_OF_LOG:]) or "nothing"
         return f"{self.name} ({'still running' if code is None else f'ended with {code}'}), last printed: {tail}"
 

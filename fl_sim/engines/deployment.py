@@ -25,6 +25,7 @@ from fl_sim.run_store import RunState, RunStore
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_BETWEEN_QUESTIONS = 5.0
+_SECONDS_TO_FIRST_ANSWER = 20.0
 _SECONDS_WITHOUT_ANSWER = 60.0
 
 _Check = Callable[[], object]
@@ -49,7 +50,7 @@ def deploy(federation: Federation) -> None:
     num_clients = experiment.data.num_clients
     if federation.superlink is not None:
         with SuperLinkControl(federation.superlink) as control:
-            silence = _Silence(_SECONDS_WITHOUT_ANSWER)
+            silence = _Silence(_SECONDS_TO_FIRST_ANSWER)
             _await_supernodes(control, num_clients, deadline, silence, check=_nothing, describe_missing=_nothing)
             _run(control, home / "app", federation, check=_nothing)
         return

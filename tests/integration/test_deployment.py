@@ -110,7 +110,8 @@ def test_an_interrupted_deployment_leaves_nothing_behind(start, tiny_settings, t
 def test_a_supernode_that_does_not_come_up_is_named_with_its_log(tmp_path, monkeypatch):
     programs = tmp_path / "programs"
     programs.mkdir()
-    for name, script in {"flower-superlink": "sleep 60", "flower-supernode": "echo no such luck; exit 3"}.items():
+    coloured = r"printf '\033[91mno such luck\033[0m\n'; exit 3"
+    for name, script in {"flower-superlink": "sleep 60", "flower-supernode": coloured}.items():
         (programs / name).write_text(f"#!/bin/sh\nexec 2>&1\n{script}\n")
         (programs / name).chmod(0o755)
     monkeypatch.setattr("fl_sim.deployment.local_processes._programs", lambda: programs)
