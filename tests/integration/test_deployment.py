@@ -111,7 +111,7 @@ def test_a_supernode_that_does_not_come_up_is_named_with_its_log(tmp_path, monke
     programs = tmp_path / "programs"
     programs.mkdir()
     coloured = r"printf '\033[91mno such luck\033[0m\n'; exit 3"
-    for name, script in {"flower-superlink": "sleep 60", "flower-supernode": coloured}.items():
+    for name, script in {"flower-superlink": "exec sleep 60", "flower-supernode": coloured}.items():
         (programs / name).write_text(f"#!/bin/sh\nexec 2>&1\n{script}\n")
         (programs / name).chmod(0o755)
     monkeypatch.setattr("fl_sim.deployment.local_processes._programs", lambda: programs)
