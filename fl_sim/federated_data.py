@@ -12,6 +12,7 @@ from torch import Tensor
 from fl_sim.config import DataConfig, parse_data
 from fl_sim.datasets import DATASETS, Dataset
 from fl_sim.datasets.partitioning import PARTITIONERS, cap
+from fl_sim.errors import MissingDataError
 from fl_sim.options import build
 from fl_sim.seeds import generator
 
@@ -29,12 +30,26 @@ class FederatedData:
     client_indices: tuple[Tensor, ...]
 
     def images(self, client_id: int) -> Tensor:
-        """Return the client's images, uint8 (N_c, C, H, W)."""
-        return self.dataset.images[self.client_indices[client_id]]
+        """Return the client's images, uint8 (N_c, C, H, W).
+
+        Raises:
+            MissingDataError: If the client's images are on another machine.
+        """
+        return self.dataset.images[self._rows(client_id)]
 
     def labels(self, client_id: int) -> Tensor:
-        """Return the client's labels, int64 (N_c,)."""
-        return self.dataset.labels[self.client_indices[client_id]]
+        """Return the client's labels, int64 (N_c,).
+
+        Raises:
+            MissingDataError: If the client's images are on another machine.
+        """
+        return self.dataset.labels[self._rows(client_id)]
+
+    def _rows(self, client_id: int) -> Tensor:
+        rows = self.client_indices[client_id]
+        if not len(rows):
+            raise MissingDataError(f"this machine's data set {self.dataset.name!r} has no image of client {client_id}")
+        return rows
 
 
 def load_federated_data(data: DataConfig, seed: int) -> FederatedData:

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
+from fl_sim.deployment.address import SuperLinkAddress
 from fl_sim.errors import FederationError
 from fl_sim.events import Event, follow_events
+from fl_sim.process_tree import descendants, end_processes
 from fl_sim.run_store import RunState, RunStatus, RunStore
 
 _QUIET_AND_OFFLINE = {
@@ -28,21 +30,29 @@ _SECONDS_TO_EXIT = 60.0
 _SECONDS_TO_TERMINATE = 10.0
 
 
-def run_federation(run: RunStore, *, engine: str, client_app: str) -> Iterator[Event]:
+def run_federation(
+    run: RunStore, *, engine: str, client_app: str, superlink: SuperLinkAddress | None = None
+) -> Generator[Event]:
     """Run the federation of a run folder to its end and yield what happens.
 
-    Nothing is left behind, however it ends: the process group is stopped, and the engine's home is removed.
+    Nothing is left behind, however it ends: the process group and all that stems from it is stopped, and the engine's
+    home is removed. Close the iterator where its loop may be left early (`contextlib.closing`).
 
     Args:
         run: A run made by `create_run`.
         engine: A name of ENGINES.
         client_app: ``package.module:function`` that makes the ClientApp of an experiment.
+        superlink: A SuperLink to join, for the engine ``deployment``.
 
     Raises:
         FederationError: If the federation did not finish; the message gives the reason and the log.
     """
     command = [sys.executable, "-m", "fl_sim.engines.process", str(run.folder)]
     command += ["--engine", engine, "--client-app", client_app]
+    if superlink is not None:
+        command += ["--superlink", str(superlink)]
+        if superlink.root_certificates is not None:
+            command += ["--root-certificates", str(superlink.root_certificates)]
     with tempfile.TemporaryDirectory(prefix="fl-sim-flwr-", ignore_cleanup_errors=True) as home:
         with run.log_path.open("wb") as log:
             process = subprocess.Popen(
@@ -57,13 +67,21 @@ def run_federation(run: RunStore, *, engine: str, client_app: str) -> Iterator[E
             yield from follow_events(run.events_path, _Watch(process, run).is_running)
             _raise_unless_finished(run, process.poll())
         finally:
+            was_running = run.status().state is RunState.RUNNING
             stop_process_group(process)
-            if run.status().state is RunState.RUNNING:
+            # A server that is stopped may have called that its failure.
+            if was_running and run.status().state is not RunState.FINISHED:
                 run.write_status(RunStatus(state=RunState.FAILED, message="stopped before its end"))
 
 
 def stop_process_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process that leads its own group, and every process that it left in the group."""
+    """End a process that leads its own group, every process of the group, and its descendants that left the group."""
+    escaped = descendants(process.pid) if process.poll() is None else ()
+    _stop_group(process)
+    end_processes(escaped, seconds=0)
+
+
+def _stop_group(process: subprocess.Popen[bytes]) -> None:
     for stop_signal in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, stop_signal)

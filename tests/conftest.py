@@ -37,6 +37,12 @@ def tiny() -> Callable[..., Experiment]:
 
 
 @pytest.fixture(scope="session")
+def tiny_settings() -> tuple[str, ...]:
+    """Return the settings of a tiny experiment, for the command line."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
 def run_tiny(tiny, tmp_path_factory) -> Callable[..., RunStore]:
     """Return a function that runs a tiny federation in this process and returns its run."""
 

@@ -74,7 +74,9 @@ def _path(text: str | None) -> Path | None:
 def find_truth(run: RunStore) -> tuple[Truth | None, tuple[str, ...]]:
     """Return the truth, or ``None`` and the notice that says why it is missing."""
     try:
-        return read_truth(run.folder), ()
+        truth = read_truth(run.folder)
+        truth.all_label_counts()  # in a deployment every client's images are on a machine of its own
+        return truth, ()
     except MissingDataError as error:
         return None, (f"unscored: {error}",)
 

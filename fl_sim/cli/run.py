@@ -1,5 +1,6 @@
 """``fl-sim run``: federation, recording, attack, scores, page."""
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,11 +11,14 @@ from attacker.campaign import resolve_setting
 from clients.client_app import build_defense
 from fl_sim.cli.analysis import analyse, load_extractor
 from fl_sim.cli.federation_progress import show_federation
+from fl_sim.cli.interruption import clean_interruption
 from fl_sim.cli.options import DEFAULT_RUNS_DIR, QuietOption, RunsDirOption, SetOption
 from fl_sim.cli.terminal import errors, output
 from fl_sim.config import Experiment, read_experiment
+from fl_sim.deployment.address import SuperLinkAddress, parse_superlink_address
 from fl_sim.errors import ConfigError
 from fl_sim.federated_data import load_federated_data
+from fl_sim.files import write_bytes
 from fl_sim.models import MODELS
 from fl_sim.options import build
 from fl_sim.run_store import create_run
@@ -23,15 +27,29 @@ from fl_sim.seeds import generator
 from fl_sim.server_app import check_server_privacy
 
 CLIENT_APP = "clients.client_app:build_client_app"
-ENGINE_NAMES = ("ray", "inprocess")
+ENGINE_NAMES = ("ray", "inprocess", "deployment")
+_ENGINE_HELP = (
+    "ray (client processes), inprocess (for debugging) or deployment (SuperLink and SuperNodes; slow: each message "
+    "to a client starts a process that imports torch, 4 to 9 s of one core)."
+)
 
 
 def run(
     experiment: Annotated[Path | None, typer.Argument(metavar="EXPERIMENT.toml", help="See experiments/.")] = None,
     assignments: SetOption = None,
-    engine: Annotated[str, typer.Option(help="ray (client processes) or inprocess (for debugging).")] = "ray",
+    engine: Annotated[str, typer.Option(help=_ENGINE_HELP)] = "ray",
+    superlink: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Join this SuperLink and its SuperNodes; start none.")
+    ] = None,
+    root_certificates: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Certificate authority of that SuperLink, for TLS.")
+    ] = None,
     runs_dir: RunsDirOption = DEFAULT_RUNS_DIR,
     attack: Annotated[bool, typer.Option("--attack/--no-attack", help="Attack the recording.")] = True,
+    publish: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Copy the page there too, for a web server that must not see the rest."),
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Run a federation, record what its server sees, attack the recording, and write the page.
@@ -42,20 +60,31 @@ def run(
     """
     if engine not in ENGINE_NAMES:
         raise ConfigError(f"--engine: expected one of {', '.join(ENGINE_NAMES)}, got {engine!r}")
+    address = _superlink_address(engine, superlink, root_certificates)
     chosen = _with_absolute_paths(read_experiment(experiment, assignments or ()))
     check_experiment(chosen)
     store = create_run(chosen, runs_dir)
     if not quiet:
         errors.print(f"[bold]{store.folder}[/]", highlight=False)
-    show_federation(
-        run_federation(store, engine=engine, client_app=CLIENT_APP),
-        num_rounds=chosen.federation.num_rounds,
-        quiet=quiet,
-    )
+    federation = run_federation(store, engine=engine, client_app=CLIENT_APP, superlink=address)
+    with clean_interruption(), closing(federation) as events:
+        show_federation(events, num_rounds=chosen.federation.num_rounds, quiet=quiet)
     failures = analyse(store, chosen.attack if attack else None, quiet=quiet)
+    if publish is not None:
+        write_bytes(publish / store.report_path.name, store.report_path.read_bytes())
     output.print(str(store.folder), highlight=False, soft_wrap=True)
     if failures:
         raise typer.Exit(1)
+
+
+def _superlink_address(engine: str, superlink: str | None, root_certificates: Path | None) -> SuperLinkAddress | None:
+    if superlink is None:
+        if root_certificates is not None:
+            raise ConfigError("--root-certificates: belongs to --superlink HOST:PORT, which is missing")
+        return None
+    if engine != "deployment":
+        raise ConfigError(f"--superlink: needs --engine deployment, got --engine {engine}")
+    return parse_superlink_address(superlink, root_certificates)
 
 
 def check_experiment(experiment: Experiment) -> None:

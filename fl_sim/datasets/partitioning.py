@@ -25,7 +25,9 @@ Partition: TypeAlias = tuple[Tensor, ...]
 _MAX_DRAWS = 100
 
 
-def by_client(*, dataset: Dataset, num_clients: int, generator: torch.Generator, first: int = 0) -> Partition:
+def by_client(
+    *, dataset: Dataset, num_clients: int, generator: torch.Generator, first: int = 0, partial: bool = False
+) -> Partition:
     """Give client c the images of the natural client ``first + c``; the other natural clients are left out.
 
     Args:
@@ -33,6 +35,8 @@ def by_client(*, dataset: Dataset, num_clients: int, generator: torch.Generator,
         num_clients: Number of clients, >= 1.
         generator: Not used: nothing is drawn.
         first: Natural client that client 0 is, >= 0.
+        partial: Leaves clients without images that have none in this data set, as on a machine of a deployment that
+            holds the images of one client, or of none.
 
     Returns:
         For each client the indices of its images, int64, in the data set's order.
@@ -47,7 +51,7 @@ def by_client(*, dataset: Dataset, num_clients: int, generator: torch.Generator,
     wanted = range(first, first + num_clients)
     available = set(dataset.clients.tolist())
     missing = next((client_id for client_id in wanted if client_id not in available), None)
-    if missing is not None:
+    if missing is not None and not partial:
         raise ConfigError(
             f"data set {dataset.name!r} has no images of client {missing} among its {len(available)} clients "
             "(those held out for the test set not counted); lower num_clients or the data set's test_fraction"

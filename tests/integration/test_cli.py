@@ -131,7 +131,10 @@ def test_list(kind, name):
         (["run", "--set", "attack.clients=[9]"], "attack.clients: expected numbers from 0 to 3, got 9"),
         (["run", "--set", "defenses=[{name='clipping'}]"], "defenses.0.options: 'clip_norm' is required"),
         (["run", "--set", "data.num_clients=100000"], "too few"),
-        (["run", "--engine", "warp"], "--engine: expected one of ray, inprocess, got 'warp'"),
+        (["run", "--engine", "warp"], "--engine: expected one of ray, inprocess, deployment, got 'warp'"),
+        (["run", "--superlink", "here:8000"], "--superlink: needs --engine deployment, got --engine ray"),
+        (["run", "--engine", "deployment", "--superlink", "8000"], "--superlink: expected HOST:PORT"),
+        (["run", "--root-certificates", "ca.crt"], "--root-certificates: belongs to --superlink"),
         (["attack", "latest"], "no runs in"),
     ],
 )

@@ -1,0 +1,1 @@
+"""The parts of `fl_sim.engines.deployment`: a SuperLink, SuperNodes, and the bundle that reaches both."""
