@@ -1,0 +1,158 @@
+"""``fl-sim defend``: what defenses cost, and what leaks in spite of them."""
+
+import shlex
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress as Bars
+from rich.progress import TaskID
+
+from attacker.attack import Progress
+from attacker.attack_store import ResultKey
+from attacker.campaign_observer import TaskFailure
+from attacker.metrics.features import FeaturesUnavailable
+from attacker.metrics.lpips import LpipsUnavailable, load_lpips
+from fl_sim.cli.analysis import load_extractor
+from fl_sim.cli.experiment_check import check_experiment, with_absolute_paths
+from fl_sim.cli.options import QuietOption, SetOption
+from fl_sim.cli.terminal import errors, output, progress_bars
+from fl_sim.config import ScoringConfig
+from fl_sim.events import Event, EventKind
+from fl_sim.files import write_bytes
+from tradeoff.campaign import Metrics, StudyObserver, pairs, run_study
+from tradeoff.figures import draw_picture
+from tradeoff.gallery import draw_gallery, gallery
+from tradeoff.outcomes import outcomes
+from tradeoff.page import render
+from tradeoff.rendering import csv_text, json_text, markdown
+from tradeoff.study import Arm, Study, read_study
+
+
+def defend(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="With a section [defend].")],
+    assignments: SetOption = None,
+    engine: Annotated[str, typer.Option(help="ray (client processes) or inprocess.")] = "ray",
+    folder: Annotated[Path, typer.Option("--output", help="Gets runs, table, pictures and page.")] = Path("defended"),
+    quiet: QuietOption = False,
+) -> None:
+    """Train and attack a federation under each defense of a file, and show accuracy lost against leakage stopped.
+
+    Finished federations and attacks are found again, so that the same command resumes.
+
+    Example: fl-sim defend experiments/defend.toml
+    """
+    study = _checked(read_study(experiment, assignments or ()))
+    target = folder / study.experiment.name
+    with progress_bars(quiet=quiet) as bars:
+        observer = _Bars(bars, study)
+        runs, failures = run_study(
+            study,
+            runs_dir=target / "runs",
+            engine=engine,
+            metrics=_metrics(study.experiment.scoring),
+            observer=observer,
+        )
+    found = outcomes(study, runs)
+    rows = gallery(study, found, runs)
+    command = shlex.join(
+        ["fl-sim", "defend", str(experiment), *(part for text in assignments or () for part in ("--set", text))]
+    )
+    text = markdown(study, found, command=command)
+    write_bytes(target / "table.md", text.encode())
+    write_bytes(target / "results.csv", csv_text(found).encode())
+    write_bytes(target / "results.json", json_text(study, found).encode())
+    write_bytes(target / "index.html", render(study, found, rows, command=command).encode())
+    draw_picture(found).savefig(target / "tradeoff.png", dpi=130)
+    if rows:
+        draw_gallery(rows).save(target / "gallery.png")
+    if not quiet:
+        errors.print(text, highlight=False, markup=False, soft_wrap=True)
+    output.print(str(target / "index.html"), highlight=False, soft_wrap=True)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _checked(study: Study) -> Study:
+    """Check every arm before any is run."""
+    study = replace(study, experiment=with_absolute_paths(study.experiment))
+    for arm in study.arms:
+        for attack in study.attacks:
+            check_experiment(replace(study.federation(arm, study.seeds[0]), attack=attack.config))
+    return study
+
+
+def _metrics(scoring: ScoringConfig) -> Metrics:
+    lpips = load_lpips(None if scoring.alexnet_weights is None else Path(scoring.alexnet_weights))
+    extractor = load_extractor(scoring)
+    return Metrics(
+        lpips=None if isinstance(lpips, LpipsUnavailable) else lpips,
+        extractor=None if isinstance(extractor, FeaturesUnavailable) else extractor,
+    )
+
+
+class _Bars(StudyObserver):
+    """Arms with a time left from what the arms so far took; the replies and attacks of the running one below."""
+
+    def __init__(self, bars: Bars, study: Study) -> None:
+        self._bars = bars
+        self._num_arms = len(list(pairs(study)))
+        self._arms = bars.add_task("arms", total=self._num_arms, note="")
+        self._steps: dict[ResultKey, TaskID] = {}
+        self._study = study
+        self._started = 0.0
+        self._worked = False
+        self._seconds: list[float] = []
+        self._done = 0
+
+    def on_arm(self, arm: Arm, seed: int) -> None:
+        self._started, self._worked = time.monotonic(), False
+        seeds = f", seed {seed}" if len(self._study.seeds) > 1 else ""
+        self._bars.update(self._arms, note=f"{arm.label}{seeds}{self._left()}")
+
+    def on_federation(self, events: Iterable[Event]) -> None:
+        self._worked = True
+        rounds = self._bars.add_task("  federation rounds", total=self._study.experiment.federation.num_rounds, note="")
+        for event in events:
+            if event.kind is EventKind.ROUND_RECORDED:
+                self._bars.advance(rounds)
+            elif event.kind is EventKind.EVALUATED:
+                self._bars.update(rounds, note=f"accuracy {event.accuracy or 0:.1%}")
+        self._bars.remove_task(rounds)
+
+    def on_attacks(self, num_open: int) -> None:
+        self._worked = self._worked or num_open > 0
+
+    def on_step(self, key: ResultKey, progress: Progress) -> None:
+        if key not in self._steps:
+            name = f"  round {key.server_round}, client {key.clients_text}, seed {key.seed}"
+            self._steps[key] = self._bars.add_task(name, total=progress.num_steps, note="")
+        note = f"matching loss {progress.matching_loss:.3g}"
+        self._bars.update(self._steps[key], completed=progress.step, total=progress.num_steps, note=note)
+
+    def on_finished(self, key: ResultKey) -> None:
+        self._hide(key)
+
+    def on_failed(self, failure: TaskFailure) -> None:
+        self._hide(failure.key)
+        key = failure.key
+        errors.print(f"[red]round {key.server_round}, client {key.clients_text}: {failure.reason}[/]")
+
+    def on_arm_done(self) -> None:
+        self._done += 1
+        if self._worked:  # what was found again says nothing about what is to come
+            self._seconds.append(time.monotonic() - self._started)
+        self._bars.advance(self._arms)
+
+    def _left(self) -> str:
+        if not self._seconds:
+            return ""
+        minutes = (self._num_arms - self._done) * sum(self._seconds) / len(self._seconds) / 60
+        return f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
+
+    def _hide(self, key: ResultKey) -> None:
+        if key in self._steps:
+            self._bars.remove_task(self._steps.pop(key))

@@ -1,0 +1,201 @@
+"""Studies of defenses: what a file says, what the numbers mean, and one study from end to end."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl_sim.errors import ConfigError
+from tradeoff.campaign import Metrics, StudyObserver, run_study
+from tradeoff.figures import draw_picture, tradeoff_plots
+from tradeoff.gallery import draw_gallery, gallery
+from tradeoff.outcomes import Estimate, Leakage, Outcome, Training, estimate, outcomes, pareto_front
+from tradeoff.page import headline, render
+from tradeoff.rendering import csv_text, json_text, markdown
+from tradeoff.study import NO_DEFENSE, Arm, Study, read_study
+
+FILE = """
+name = "study"
+[data]
+num_clients = 2
+examples_per_client = 4
+[model]
+name = "mlp"
+options = { hidden = [16] }
+[federation]
+num_rounds = 2
+[training]
+epochs = 1
+batch_size = 4
+learning_rate = 0.1
+[attack]
+name = "inverting_gradients"
+options = { steps = 3 }
+rounds = [1]
+[defend]
+[[defend.defenses]]
+name = "gaussian_noise"
+strengths = { stddev = [10.0] }
+[[defend.defenses]]
+label = "both"
+chain = [{ name = "clipping", options = { clip_norm = 0.1 } }, { name = "sign" }]
+[[defend.attacks]]
+[[defend.attacks]]
+name = "analytic"
+"""
+
+
+@pytest.fixture
+def study_file(tmp_path) -> Path:
+    path = tmp_path / "study.toml"
+    path.write_text(FILE)
+    return path
+
+
+def test_a_file_becomes_arms_and_attacks(study_file) -> None:
+    study = read_study(study_file, ["defend.seeds=[3, 4]"])
+    assert [arm.label for arm in study.arms] == [NO_DEFENSE, "gaussian_noise, stddev = 10", "both"]
+    assert [link.name for link in study.arms[2].defenses] == ["clipping", "sign"]
+    assert [(attack.title, attack.config.options) for attack in study.attacks] == [
+        ("inverting_gradients", {"steps": 3}),
+        ("analytic", {}),
+    ]
+    assert all(attack.config.rounds == (1,) for attack in study.attacks)
+    assert study.seeds == (3, 4)
+    federation = study.federation(study.arms[1], 4)
+    assert (federation.seed, federation.defenses[0].options) == (4, {"stddev": 10.0})
+    assert study.federation(study.arms[0], 4).defenses == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[defend]", "[unknown]", r"expected a section \[defend\]|unknown"),
+        ('name = "gaussian_noise"\n', "", "either a name or a chain"),
+        ('label = "both"', "", "a chain needs a label"),
+        ("stddev = [10.0]", "stddev = [1.0, 1.0]", "stands there twice"),
+        ('name = "analytic"', 'name = "inverting_gradients"', "stands there twice"),
+        ('name = "analytic"', "stepps = 3", "defend.attacks: stepps: unknown key"),
+        ("stddev = [10.0]", "stddev = [1.0], other = [1.0]", "expected one hyper-parameter, got stddev, other"),
+        ("[defend]", "[defend]\nseeds = []", "at least one seed"),
+    ],
+)
+def test_a_wrong_file_is_refused(study_file, old: str, new: str, message: str) -> None:
+    study_file.write_text(FILE.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=message):
+        read_study(study_file)
+
+
+def test_whole_strengths_stay_whole(study_file) -> None:
+    study_file.write_text(FILE.replace("stddev = [10.0]", "bits = [8, 4]").replace("gaussian_noise", "quantisation"))
+    options = [link.options["bits"] for arm in read_study(study_file).arms[1:3] for link in arm.defenses]
+    assert options == [8, 4]
+    assert all(isinstance(bits, int) for bits in options)
+
+
+points = st.lists(
+    st.none() | st.tuples(st.integers(0, 5).map(float), st.integers(0, 5).map(float)), min_size=1, max_size=12
+)
+
+
+@given(points)
+def test_the_front_is_what_nothing_else_beats(points: list[tuple[float, float] | None]) -> None:
+    front = pareto_front(points)
+    for position, point in enumerate(points):
+        if point is None:
+            assert position not in front
+            continue
+        beaten = any(
+            other is not None and other != point and other[0] >= point[0] and other[1] <= point[1] for other in points
+        )
+        assert (position in front) == (not beaten)
+
+
+def test_standard_errors() -> None:
+    assert estimate([]) is None
+    assert estimate([2.0]) == Estimate(mean=2.0, standard_error=None, number=1)
+    found = estimate([1.0, 3.0, 5.0])
+    assert found is not None
+    assert (found.mean, found.number) == (3.0, 3)
+    assert found.standard_error == pytest.approx(2.0 / 3**0.5)
+
+
+def outcome(label: str, accuracy: float, psnr: float) -> Outcome:
+    def exactly(value: float) -> Estimate:
+        return Estimate(mean=value, standard_error=None, number=1)
+
+    values = {"psnr_db": exactly(psnr), "recovered_share": exactly(0.5), "mean_image_psnr_db": exactly(12.0)}
+    return Outcome(
+        arm=Arm(family=label),
+        training=Training(accuracy=exactly(accuracy), accuracy_loss=exactly(0.9 - accuracy), epsilon=None),
+        leakages=(Leakage(title="attack", setting="attack-0", realistic=True, updates=1, values=values),),
+    )
+
+
+def test_the_headline_names_the_cheapest_defense_that_stops_the_attack() -> None:
+    plain, dear, cheap = outcome(NO_DEFENSE, 0.9, 30.0), outcome("dear", 0.5, 11.0), outcome("cheap", 0.8, 12.0)
+    assert "cheap brings it down to guessing, for 10.0% of accuracy" in headline([plain, dear, cheap])
+    assert "no defense here brings it down" in headline([plain, outcome("weak", 0.9, 20.0)])
+    assert "say nothing about defenses" in headline([outcome(NO_DEFENSE, 0.9, 11.0), dear])
+
+
+class Counting(StudyObserver):
+    def __init__(self) -> None:
+        self.federations = self.attacks = 0
+
+    def on_federation(self, events) -> None:
+        self.federations += 1
+        super().on_federation(events)
+
+    def on_attacks(self, num_open: int) -> None:
+        self.attacks += num_open
+
+
+@pytest.mark.slow
+def test_a_study_from_end_to_end_and_again(study_file, tmp_path) -> None:
+    study = read_study(study_file)
+
+    def run() -> tuple[Counting, tuple, tuple]:
+        observer = Counting()
+        done, failures = run_study(
+            study, runs_dir=tmp_path / "runs", engine="inprocess", metrics=Metrics(), observer=observer
+        )
+        return observer, done, failures
+
+    observer, done, failures = run()
+    assert failures == ()
+    assert (observer.federations, observer.attacks) == (3, 3 * 2 * 2)
+    observer, done, failures = run()
+    assert (observer.federations, observer.attacks) == (0, 0)
+
+    found = outcomes(study, done)
+    plain, noisy, _ = found
+    assert plain.training.accuracy_loss == Estimate(mean=0.0, standard_error=None, number=1)
+    assert [leakage.updates for leakage in plain.leakages] == [2, 2]
+    # The closed form is exact on what leaves undefended, and shows nothing through noise of standard deviation 10.
+    assert plain.leakages[1].values["psnr_db"].mean > noisy.leakages[1].values["psnr_db"].mean
+    assert plain.leakages[1].values["psnr_db"].standard_error is not None
+    _check_output(study, found, done)
+
+
+def _check_output(study: Study, found: tuple[Outcome, ...], done: tuple) -> None:
+    rows = gallery(study, found, done)
+    assert [row.title for row in rows][1:] == [arm.label for arm in study.arms]
+    assert rows[0].title == "private, client 0, round 1"
+    assert {len(row.images) for row in rows} == {4}
+    assert draw_gallery(rows).height > draw_gallery(rows[:1]).height
+    page = render(study, found, rows, command="fl-sim defend <study>")
+    assert page.count("<svg") == 2
+    assert "fl-sim defend &lt;study&gt;" in page
+    assert len(tradeoff_plots(found)) == 2
+    assert draw_picture(found).axes
+    assert "| gaussian_noise, stddev = 10 |" in markdown(study, found, command="x").replace("◆ ", "")
+    lines = list(csv.DictReader(csv_text(found).splitlines()))
+    assert {line["defense"] for line in lines} == {NO_DEFENSE, "gaussian_noise", "both"}
+    (accuracy,) = [line for line in lines if line["defense"] == "both" and line["metric"] == "accuracy"]
+    assert float(accuracy["mean"]) == pytest.approx(done[2].run.evaluations()[-1].accuracy, rel=1e-5)
+    arms = json.loads(json_text(study, found))["arms"]
+    assert [link["name"] for link in arms[2]["chain"]] == ["clipping", "sign"]

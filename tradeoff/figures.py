@@ -1,0 +1,108 @@
+"""The trade-off plots: accuracy against leakage, one point for each arm, the front of what nothing else beats."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from attacker.report.figures import LegendEntry, Plot
+from attacker.report.themed_svg import MUTED, SERIES, draw_svg
+from tradeoff.outcomes import Outcome
+
+HEIGHT = 320
+PLAIN_COLOURS = ("#2a76b5", "#c2571a", "#2f8f5b", "#b03a6b", "#7658b5", "#8a7a12")
+"""For the picture outside the page: those of the page in the light."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measure:
+    """How leakage is measured on an axis."""
+
+    name: str
+    title: str
+    axis: str
+    is_share: bool = False
+
+
+_MEASURES = (
+    _Measure(name="psnr_db", title="Accuracy against PSNR", axis="mean PSNR of the strongest attack, dB"),
+    _Measure(
+        name="recovered_share", title="Accuracy against recovered images", axis="images it recovers", is_share=True
+    ),
+)
+
+
+def tradeoff_plots(found: Sequence[Outcome]) -> tuple[Plot, ...]:
+    """Draw the plots for the page; none where nothing was scored."""
+    if not _points(found, _MEASURES[0]):
+        return ()
+    entries = [LegendEntry(key=f"dot series-{1 + i % len(SERIES)}", name=f) for i, f in enumerate(_families(found))]
+    entries.append(LegendEntry(key="dashed", name="nothing else beats these"))
+    entries.append(LegendEntry(key="dotted", name="mean image, without an update"))
+    return tuple(_plot(found, measure, tuple(entries)) for measure in _MEASURES)
+
+
+def _plot(found: Sequence[Outcome], measure: _Measure, legend: tuple[LegendEntry, ...]) -> Plot:
+    svg = draw_svg(
+        lambda figure: _draw(figure.add_subplot(), found, measure, SERIES, MUTED),
+        name=f"tradeoff-{measure.name.replace('_', '-')}",
+        height=HEIGHT,
+        description=f"Test accuracy against {measure.axis}, for each defense and strength.",
+    )
+    return Plot(title=measure.title, svg=svg, legend=legend)
+
+
+def draw_picture(found: Sequence[Outcome]) -> Figure:
+    """Draw the same as a picture of its own, with a legend inside."""
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    _draw(axes, found, _MEASURES[0], PLAIN_COLOURS, "#676c74")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _draw(axes: Axes, found: Sequence[Outcome], measure: _Measure, colours: Sequence[str], muted: str) -> None:
+    points = _points(found, measure)
+    for position, family in enumerate(_families(found)):
+        own = [(x, y) for outcome, x, y in points if outcome.arm.family == family]
+        colour = colours[position % len(colours)]
+        axes.plot(*zip(*own, strict=True), color=colour, alpha=0.35, linewidth=1.0)
+        axes.plot(*zip(*own, strict=True), color=colour, linestyle="none", marker="o", markersize=6, label=family)
+    for outcome, x, y in points:
+        leaked, cost = outcome.worst, outcome.training.accuracy
+        errors = (cost and cost.standard_error, leaked and leaked.values[measure.name].standard_error)
+        axes.errorbar(x, y, xerr=errors[0], yerr=errors[1], color=muted, linewidth=0.8, zorder=0)
+        if outcome.arm.strength is not None:
+            text = f"{outcome.arm.strength:g}"
+            axes.annotate(text, (x, y), (5, 4), textcoords="offset points", fontsize=8, color=muted)
+    front = sorted((x, y) for outcome, x, y in points if outcome.undominated)
+    if len(front) > 1:
+        axes.plot(*zip(*front, strict=True), color=muted, linestyle="--", linewidth=1.0, zorder=0)
+    guess = points[0][0].worst
+    baseline = f"mean_image_{measure.name}"
+    if guess is not None and baseline in guess.values:
+        axes.axhline(guess.values[baseline].mean, color=muted, linestyle=":", linewidth=1.2, zorder=0)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("test accuracy")
+    axes.set_ylabel(measure.axis)
+    axes.margins(0.12)
+    if measure.is_share:
+        axes.set_ylim(-0.04, 1.04)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _points(found: Sequence[Outcome], measure: _Measure) -> list[tuple[Outcome, float, float]]:
+    return [
+        (outcome, outcome.training.accuracy.mean, outcome.worst.values[measure.name].mean)
+        for outcome in found
+        if outcome.training.accuracy is not None and outcome.worst is not None
+    ]
+
+
+def _families(found: Sequence[Outcome]) -> list[str]:
+    return list(dict.fromkeys(outcome.arm.family for outcome, _, _ in _points(found, _MEASURES[0])))
