@@ -9,8 +9,8 @@
 
 A step: simulate the update of N_c images of `femnist_cnn`, take its squared length, and differentiate by the images.
 Each line is measured in a process of its own with one thread: CPU time is the lowest of the repeats, memory is the peak
-above the same process before the first step. The variants of one setting run one after the other, three times over, so
-that a busy machine hits them alike. Two workers at once show what a second core is worth.
+above the same process before the first step. The variants of one setting run one after the other, several times over,
+so that a busy machine hits them alike. Two workers at once show what a second core is worth.
 
 Writes a Markdown table, the numbers as JSON, and a picture.
 """
@@ -44,7 +44,6 @@ from fl_sim.seeds import generator
 SETTINGS = {10: (1, 5), 50: (5, 5), 100: (10, 5), 500: (10, 1)}  # U: (E, m), N_c = 50
 NUM_IMAGES = (10, 25, 50, 100)
 VARIANTS = ("naive", "whole", "segments", "k = 3", "k = 5")
-ROUNDS = 3
 MEBIBYTE = 2**20
 
 
@@ -54,7 +53,7 @@ def main() -> None:
     if arguments.line is not None:
         print(json.dumps(measure_line(**json.loads(arguments.line))))
         return
-    lines = measure(arguments.steps)
+    lines = measure(arguments.steps, arguments.rounds)
     workers = {str(number): throughput(number, arguments.steps) for number in (1, 2)}
     result = {"date": date.today().isoformat(), "machine": machine(), "lines": lines, "steps_per_second": workers}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -130,13 +129,13 @@ def measure_line(*, num_images: int, num_steps: int, variant: str, steps: int) -
     return {"seconds": fastest, "memory_mib": (peak - bare) * 1024 / MEBIBYTE, "warm_up": seconds[0] - fastest}
 
 
-def measure(steps: int) -> list[dict[str, Any]]:
+def measure(steps: int, num_rounds: int) -> list[dict[str, Any]]:
     """Return a line for each setting and variant: the best of the rounds, beside the naive graph of the same rounds."""
     settings = [(50, num_steps) for num_steps in SETTINGS] + [(number, 100) for number in NUM_IMAGES if number != 50]
     found: list[dict[str, Any]] = []
     for num_images, num_steps in settings:
         rounds: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
-        for _ in range(ROUNDS):
+        for _ in range(num_rounds):
             for variant in VARIANTS:
                 line = {"num_images": num_images, "num_steps": num_steps, "variant": variant, "steps": steps}
                 command = [sys.executable, __file__, "--line", json.dumps(line)]
@@ -244,6 +243,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/local_update"))
     parser.add_argument("--steps", type=int, default=3, help="Steps measured in each process.")
+    parser.add_argument("--rounds", type=int, default=3, help="Times that all variants of a setting are measured.")
     parser.add_argument("--line", help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -277,7 +277,10 @@ def read_experiment(path: Path | None, overrides: Iterable[str] = ()) -> Experim
     Raises:
         ConfigError: If the file cannot be read or anything in it does not fit.
     """
-    return parse_experiment(read_settings(path, overrides))
+    settings = read_settings(path, overrides)
+    if "defend" in settings:
+        raise ConfigError(f"{path}: [defend] makes this a study of several federations; run 'fl-sim defend {path}'")
+    return parse_experiment(settings)
 
 
 def read_settings(path: Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:

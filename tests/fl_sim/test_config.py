@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from fl_sim.config import Experiment, parse_experiment, read_experiment, split_assignment, to_plain
+from fl_sim.config import Experiment, parse_experiment, read_experiment, read_settings, split_assignment, to_plain
 from fl_sim.errors import ConfigError
+from tradeoff.study import read_study
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
 
@@ -26,7 +27,12 @@ def test_round_trip_through_toml(tmp_path):
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_shipped_experiments_parse(path):
-    read_experiment(path)
+    if "defend" in read_settings(path):
+        assert len(read_study(path).arms) > 1
+        with pytest.raises(ConfigError, match="run 'fl-sim defend "):
+            read_experiment(path)
+    else:
+        read_experiment(path)
 
 
 @pytest.mark.parametrize(

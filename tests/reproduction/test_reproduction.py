@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from attacker.campaign import resolve_setting
-from clients.client_app import build_defense
+from clients.build_defenses import build_defenses
 from fl_sim.cli.main import app
 from fl_sim.config import parse_experiment, to_plain
 from fl_sim.errors import RecordingError
@@ -44,7 +43,7 @@ def test_every_cell_is_a_runnable_attack_beside_a_cell_of_the_paper(name, data):
     for cell in cells_of(request):
         experiment = experiment_of(cell.row, data, Path("somewhere"))
         assert parse_experiment(to_plain(experiment)) == experiment
-        build_defense(experiment)
+        build_defenses(experiment)
         if request.table.measures == "images":
             resolve_setting(cell.attack)
         assert cell.cost > 0
@@ -86,10 +85,10 @@ def test_tables_share_what_they_have_in_common():
             assert len(methods) == 1 or (name == "table8" and set(methods) <= {"fedsgd_epoch", "fedsgd"})
 
 
-def test_noise_of_table_6_is_that_of_every_example_and_step_left_in_the_update():
+def test_defenses_of_table_6_act_on_every_example_as_in_the_released_code():
     (gaussian,) = [row for row in TABLES["table6"].rows if row.name == "Gaussian Noise, σ = 0.03"]
-    # 100 steps of eta = 0.004, each with the mean of 5 independent draws.
-    assert gaussian.defenses[0].options["stddev"] == pytest.approx(0.004 * 0.03 * math.sqrt(100 / 5))
+    assert gaussian.defenses[0].options == {"stddev": 0.03, "where": "example"}
+    assert all(link.options["where"] == "example" for row in TABLES["table6"].rows for link in row.defenses)
 
 
 def test_attackers_of_table_9_are_wrong_and_see_no_recipe():
