@@ -28,6 +28,7 @@ COPY fl_sim fl_sim
 COPY clients clients
 COPY attacker attacker
 COPY reproduction reproduction
+COPY tradeoff tradeoff
 RUN python -m pip install --no-cache-dir --constraint constraints.txt uv \
     && uv pip install --system --no-cache --torch-backend "${TORCH_BACKEND}" --constraint constraints.txt .
 

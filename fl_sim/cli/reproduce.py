@@ -59,7 +59,7 @@ def reproduce(
             failures = measure(request, folder=folder, data_folder=data_folder, workers=workers, observer=observer)
     cells = summarise(request, file.read())
     text = markdown(request, cells, command=_command(table, data, rows, methods, clients, seeds, steps))
-    stem = f"{table}-{data}"
+    stem = f"{table}-{data}{'' if steps is None else f'-{steps}-steps'}"
     write_bytes(folder / f"{stem}.md", text.encode())
     write_bytes(folder / f"{stem}.csv", csv_text(cells).encode())
     write_picture(folder / f"{stem}.png", request, cells)

@@ -172,15 +172,15 @@ def test_a_table_is_measured_resumed_and_extended(small_data, tmp_path):
     assert again[:2] == lines
     assert len(again) == 4
     assert len(list((folder / "runs").iterdir())) == 1  # recorded once
-    table = (folder / "table1-femnist_like.md").read_text()
+    table = (folder / "table1-femnist_like-2-steps.md").read_text()
     assert "| E = 1, m = 5 | 2 |" in table
     assert "fl-sim reproduce table1 --data femnist_like --clients 2 --seeds 0 --rows E1_m5 --steps 2" in table
     assert "(19.7 / 42%)" in table
     assert "an upper bound" in table
     assert " 2 optimisation steps" in table
-    rows = list(csv.DictReader((folder / "table1-femnist_like.csv").open()))
+    rows = list(csv.DictReader((folder / "table1-femnist_like-2-steps.csv").open()))
     assert {row["method"] for row in rows} == set(TABLES["table1"].default_methods)
-    assert (folder / "table1-femnist_like.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "table1-femnist_like-2-steps.png").read_bytes().startswith(b"\x89PNG")
     printed = run(*chosen, "--clients", "2", "--no-measure", folder=folder, data_folder=Path("nowhere"))
     assert printed.exit_code == 0, printed.output
     assert (folder / "measurements.jsonl").read_text().splitlines() == again
