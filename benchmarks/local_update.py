@@ -31,6 +31,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -55,7 +56,13 @@ def main() -> None:
         return
     lines = measure(arguments.steps, arguments.rounds)
     workers = {str(number): throughput(number, arguments.steps) for number in (1, 2)}
-    result = {"date": date.today().isoformat(), "machine": machine(), "lines": lines, "steps_per_second": workers}
+    result = {
+        "command": f"python benchmarks/local_update.py --rounds {arguments.rounds} --steps {arguments.steps}",
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "lines": lines,
+        "steps_per_second": workers,
+    }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     arguments.output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
@@ -210,7 +217,7 @@ def markdown(result: dict[str, Any]) -> str:
         [
             "# Cost of one optimisation step through local training",
             "",
-            f"    python benchmarks/local_update.py    # {result['date']}, {result['machine']}",
+            f"    {result['command']}    # {result['date']}, {result['machine']}",
             "",
             "`femnist_cnn`, one thread; ratios to the naive unrolled graph in the same run.",
             "",
@@ -233,6 +240,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
             axis.plot([line["num_steps"] for line in own], [line[key] for line in own], marker="o", label=variant)
         axis.set(xscale="log", yscale="log", xlabel="local steps U", ylabel=label)
         axis.set_xticks([*SETTINGS], [*map(str, SETTINGS)])
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].legend(frameon=False)
