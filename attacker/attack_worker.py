@@ -25,6 +25,7 @@ from fl_sim.errors import RecordingError
 from fl_sim.models import MODELS
 from fl_sim.options import build
 from fl_sim.recording_store import Manifest, RecordingStore
+from fl_sim.records import DeclaredDefense
 from fl_sim.seeds import generator
 
 _SECONDS_BETWEEN_REPORTS = 0.2
@@ -148,6 +149,7 @@ def observe_update(
         label_counts=label_counts[0] if label_counts is not None and len(clients) == 1 else label_counts,
         batch_label_counts=batch_label_counts,
         batch_statistics=batch_statistics,
+        defenses=[DeclaredDefense(name=part.name, options=part.options) for part in manifest.declared_defenses],
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from attacker.adaptation import Adaptation, adaptation
 from attacker.graph_memory import GraphPlan, graph_bytes, memory_budget, plan_graph
 from attacker.labels import LABEL_RECOVERIES
 from attacker.local_steps import Simulation, held_steps
@@ -17,7 +18,7 @@ from attacker.observation import Observation, mean_gradient
 from attacker.placement import device_of, dtype_of, in_place_of_update
 from attacker.visiting_order import visiting_order
 from fl_sim.parameters import Parameters, check_same_names, weighted_sum
-from fl_sim.records import LocalTraining
+from fl_sim.records import Algorithm, LocalTraining
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class InversionProblem:
         mean: (C, 1, 1), public mean in pixel units.
         std: (C, 1, 1), public standard deviation in pixel units.
         image_shape: (C, H, W).
+        adaptation: What the clients' known defenses make of a simulated update; ``None`` where they are not known.
         graph_plans: How the graphs of the simulations are held, by simulation and number of images at once; filled
             when one is first differentiated, because what fits depends on it.
     """
@@ -54,6 +56,7 @@ class InversionProblem:
     mean: Tensor
     std: Tensor
     image_shape: tuple[int, int, int]
+    adaptation: Adaptation | None = None
     graph_plans: dict[tuple[Simulation, int | None], GraphPlan] = field(
         default_factory=dict[tuple[Simulation, int | None], GraphPlan], repr=False, compare=False
     )
@@ -122,7 +125,7 @@ class InversionProblem:
             for images, attributed in zip(own_images, own_labels, strict=True)
         ]
         if len(gradients) == 1:
-            return gradients[0]
+            return gradients[0] if self.adaptation is None else self.adaptation(gradients[0])
         # Each is the mean over the client's own steps; the update adds up steps.
         weights = [size * self.recipe.steps(size) / (self.num_images * self.num_steps) for size in self.members]
         return weighted_sum(gradients, weights)
@@ -210,12 +213,13 @@ def _problem(local: Observation, labels: Tensor) -> InversionProblem:
     gradient = mean_gradient(local)
     check_same_names(names, gradient)
     device, dtype = device_of(local), dtype_of(local)
+    observed = {name: gradient[name] for name in names}
     return InversionProblem(
         model=local.model,
         # The order of the model: distances weight layers by it, and files do not keep one.
         parameters={name: local.global_parameters[name] for name in names},
         buffers=local.global_buffers,
-        observed={name: gradient[name] for name in names},
+        observed=observed,
         recipe=local.require_local_training(),
         members=local.require_cohort(),
         order=None if order is None else order.to(device),
@@ -223,7 +227,16 @@ def _problem(local: Observation, labels: Tensor) -> InversionProblem:
         mean=torch.tensor(local.dataset.mean, device=device, dtype=dtype).reshape(-1, 1, 1),
         std=torch.tensor(local.dataset.std, device=device, dtype=dtype).reshape(-1, 1, 1),
         image_shape=local.dataset.image_shape,
+        adaptation=_adaptation(local, observed),
     )
+
+
+def _adaptation(local: Observation, observed: Parameters) -> Adaptation | None:
+    defenses, steps = local.knowledge.defenses, local.require_local_steps()
+    if not defenses or len(local.require_cohort()) > 1:  # a mean of defended updates is not a defended mean
+        return None
+    unit = 1.0 if local.algorithm is Algorithm.FEDSGD else steps.learning_rate * steps.num_steps
+    return adaptation(defenses, observed, algorithm=local.algorithm, unit=unit)
 
 
 def _in_random_order(counts: Tensor, generator: torch.Generator) -> Tensor:

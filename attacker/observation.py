@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from attacker.batch_norm import Statistics
 from fl_sim.parameters import scale, weighted_mean
-from fl_sim.records import AggregatedUpdate, Algorithm, ClientUpdate, DatasetSpec, LocalTraining, RoundRecord
+from fl_sim.records import (
+    AggregatedUpdate,
+    Algorithm,
+    ClientUpdate,
+    DatasetSpec,
+    DeclaredDefense,
+    LocalTraining,
+    RoundRecord,
+)
 
 Piece = TypeVar("Piece")
 
@@ -26,6 +34,7 @@ _PIECES = (
     "label_counts",
     "batch_label_counts",
     "batch_statistics",
+    "defenses",
 )
 
 
@@ -48,6 +57,7 @@ class ThreatModel:
         label_counts: The client's true label counts are given, instead of being recovered.
         batch_label_counts: The true label counts of every local step are given.
         batch_statistics: Mean and variance that the BatchNorm layers see of the whole private batch at w_t are given.
+        defenses: The clients' defenses are known, as the app that the server hands out names them.
     """
 
     name: str
@@ -60,6 +70,7 @@ class ThreatModel:
     label_counts: bool = False
     batch_label_counts: bool = False
     batch_statistics: bool = False
+    defenses: bool = False
 
     def granted(self) -> tuple[str, ...]:
         """Return the names of the pieces of knowledge that are granted."""
@@ -77,6 +88,7 @@ class ThreatModel:
         label_counts: Tensor | None = None,
         batch_label_counts: Tensor | None = None,
         batch_statistics: Statistics | None = None,
+        defenses: Sequence[DeclaredDefense] = (),
     ) -> "Observation":
         """Build an attack's input from a recorded update.
 
@@ -92,6 +104,7 @@ class ThreatModel:
                 them.
             batch_label_counts: True counts of every local step, shape (U, K); used only where granted.
             batch_statistics: Of the private batch at w_t, by BatchNorm layer; likewise.
+            defenses: What the clients declare, in its order; used only where granted.
 
         Raises:
             ValueError: If a piece of the truth is granted but absent, or makes no sense of several clients.
@@ -130,6 +143,7 @@ class ThreatModel:
                 label_counts=label_counts if self.label_counts else None,
                 batch_label_counts=batch_label_counts if self.batch_label_counts else None,
                 batch_statistics=batch_statistics if self.batch_statistics else None,
+                defenses=tuple(defenses) if self.defenses else None,
             ),
         )
 
@@ -167,6 +181,7 @@ class Knowledge:
         label_counts: Images of each class, shape (K,), integers that sum to N_c; (clients, K) for a cohort.
         batch_label_counts: Images of each class in the batch of each local step, shape (U, K), integers.
         batch_statistics: Of the whole private batch at w_t, by BatchNorm layer; empty for a model without such layers.
+        defenses: The clients' chain, in its order; empty where they declare none.
     """
 
     num_examples: int | None = None
@@ -177,6 +192,7 @@ class Knowledge:
     label_counts: Tensor | None = None
     batch_label_counts: Tensor | None = None
     batch_statistics: Statistics | None = None
+    defenses: tuple[DeclaredDefense, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

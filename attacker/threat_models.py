@@ -45,13 +45,30 @@ UNKNOWN_EPOCHS_KNOWN_LABEL_COUNTS = ThreatModel(
     label_counts=True,
 )
 
+KNOWN_DEFENSES = ThreatModel(
+    name="known_defenses",
+    description="As honest_but_curious, and the server knows the clients' defenses: they stand in the app that it "
+    "hands out.",
+    realistic=True,
+    defenses=True,
+)
+KNOWN_DEFENSES_AND_LABEL_COUNTS = ThreatModel(
+    name="known_defenses_and_label_counts",
+    description="As known_defenses, and the true number of images of each class is given.",
+    realistic=False,
+    label_counts=True,
+    defenses=True,
+)
+
 _ALL = (
     HONEST_BUT_CURIOUS,
+    KNOWN_DEFENSES,
     UNKNOWN_EPOCHS,
     KNOWN_LABEL_COUNTS,
     KNOWN_BATCH_LABEL_COUNTS,
     KNOWN_BATCH_STATISTICS,
     UNKNOWN_EPOCHS_KNOWN_LABEL_COUNTS,
+    KNOWN_DEFENSES_AND_LABEL_COUNTS,
 )
 
 THREAT_MODELS: Table[ThreatModel] = Table("threat model", {model.name: model for model in _ALL})

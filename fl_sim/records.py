@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -64,6 +64,24 @@ class LocalTraining:
     def steps(self, num_examples: int) -> int:
         """Return U_c = E * B_c, the number of local SGD steps."""
         return self.epochs * self.batches_per_epoch(num_examples)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeclaredDefense:
+    """One link of the clients' chain of defenses, as the app that the server hands out names it.
+
+    Attributes:
+        name: A name of DEFENSES.
+        options: Its hyper-parameters.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+
+    @property
+    def where(self) -> str:
+        """On what it acts: ``"update"``, ``"step"`` or ``"example"``."""
+        return str(self.options.get("where", "update"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ EVERYTHING = ThreatModel(
     label_counts=True,
     batch_label_counts=True,
     batch_statistics=True,
+    defenses=True,
 )
 PIECES = [field.name for field in fields(Knowledge) if field.name != "cohort"]
 SHORT = {
