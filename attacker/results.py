@@ -140,6 +140,27 @@ def result_row(result: Result) -> dict[str, Any]:
     return row
 
 
+def score_values(found: Score) -> dict[str, float]:
+    """Return a score as named numbers; what was not measured is absent.
+
+    ``psnr_db``, ``recovered_share``, ``ssim``, ``lpips``, ``iip``, ``wrong_labels`` (a number of images), and for the
+    trivial baselines ``mean_image_psnr_db``, ``mean_image_recovered_share`` and so on.
+    """
+    values: dict[str, float | None] = {
+        "psnr_db": found.mean_psnr_db,
+        "recovered_share": found.recovered_share,
+        "ssim": found.mean_ssim,
+        "lpips": found.mean_lpips,
+        "iip": None if found.identifiability is None else found.identifiability.precision,
+        "wrong_labels": found.label_count_error,
+    }
+    for baseline in found.baselines:
+        name = baseline.name.replace(" ", "_")
+        values[f"{name}_psnr_db"] = baseline.mean_psnr_db
+        values[f"{name}_recovered_share"] = baseline.recovered_share
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _score(
     reconstruction: Reconstruction,
     truth: Truth,

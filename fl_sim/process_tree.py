@@ -2,65 +2,61 @@
 
 import contextlib
 import os
-import signal
 import time
-from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+
+import psutil
+
+_SECONDS_TO_DIE = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessIdentity:
-    """A process id and when it started, in clock ticks since boot: ids are used again, the pair is not."""
-
-    pid: int
-    started: int
-
-
-def descendants(pid: int) -> frozenset[ProcessIdentity]:
-    """Return the children of a process, their children, and so on; empty where there is no ``/proc``."""
-    children: dict[int, list[ProcessIdentity]] = defaultdict(list)
-    for folder in Path("/proc").glob("[0-9]*"):
-        if (found := _read(int(folder.name))) is not None:
-            parent, identity = found
-            children[parent].append(identity)
-    stemming: set[ProcessIdentity] = set()
-    waiting = [pid]
-    while waiting:
-        for child in children[waiting.pop()]:
-            stemming.add(child)
-            waiting.append(child.pid)
-    return frozenset(stemming)
+def descendants(pid: int) -> frozenset[psutil.Process]:
+    """Return the children of a process, their children, and so on; empty if there is no such process."""
+    try:
+        return frozenset(psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return frozenset()
 
 
-def end_processes(processes: Iterable[ProcessIdentity], *, seconds: float) -> None:
-    """Wait for processes to end, and kill those that do not.
+def group_members(group: int) -> frozenset[psutil.Process]:
+    """Return the processes of a process group."""
+    return frozenset(process for process in psutil.process_iter() if _group_of(process) == group)
+
+
+def end_processes(processes: Iterable[psutil.Process], *, seconds: float) -> None:
+    """Wait for processes to end, kill those that do not, and return when they are gone.
 
     Args:
-        processes: As returned by `descendants`, asked to end by the caller.
-        seconds: How long to wait for them.
+        processes: As returned by `descendants`, asked to end by the caller. One whose id was taken over by another is
+            left alone.
+        seconds: How long to wait for them before they are killed.
     """
+    left = _wait(processes, seconds)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    _wait(left, _SECONDS_TO_DIE)
+
+
+def _wait(processes: Iterable[psutil.Process], seconds: float) -> list[psutil.Process]:
+    # Not psutil.wait_procs: it waits for zombies too, which nobody reaps where process 1 of a container is no init.
     deadline = time.monotonic() + seconds
     left = [process for process in processes if _is_alive(process)]
     while left and time.monotonic() < deadline:
         time.sleep(0.05)
         left = [process for process in left if _is_alive(process)]
-    for process in left:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
+    return left
 
 
-def _is_alive(process: ProcessIdentity) -> bool:
-    found = _read(process.pid)
-    return found is not None and found[1] == process
-
-
-def _read(pid: int) -> tuple[int, ProcessIdentity] | None:
-    """Return parent and identity, or ``None`` for a process that has ended, reaped or not."""
+def _is_alive(process: psutil.Process) -> bool:
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _group_of(process: psutil.Process) -> int | None:
+    try:
+        return os.getpgid(process.pid)
+    except ProcessLookupError:
         return None
-    state, parent, started = fields[0], int(fields[1]), int(fields[19])
-    return None if state in "ZX" else (parent, ProcessIdentity(pid, started))

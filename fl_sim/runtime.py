@@ -13,7 +13,7 @@ from pathlib import Path
 from fl_sim.deployment.address import SuperLinkAddress
 from fl_sim.errors import FederationError
 from fl_sim.events import Event, follow_events
-from fl_sim.process_tree import descendants, end_processes
+from fl_sim.process_tree import descendants, end_processes, group_members
 from fl_sim.run_store import RunState, RunStatus, RunStore
 
 _QUIET_AND_OFFLINE = {
@@ -75,20 +75,17 @@ def run_federation(
 
 
 def stop_process_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process that leads its own group, every process of the group, and its descendants that left the group."""
-    escaped = descendants(process.pid) if process.poll() is None else ()
-    _stop_group(process)
-    end_processes(escaped, seconds=0)
+    """End a process that leads its own group, every process of the group, and its descendants that left the group.
 
-
-def _stop_group(process: subprocess.Popen[bytes]) -> None:
-    for stop_signal in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, stop_signal)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_SECONDS_TO_TERMINATE)
-        if not _group_exists(process.pid):
-            return
+    All of them are gone when it returns.
+    """
+    stemming = descendants(process.pid)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_SECONDS_TO_TERMINATE)
+    end_processes(stemming | group_members(process.pid), seconds=0)
+    process.wait()
 
 
 class _Watch:
@@ -124,11 +121,3 @@ def _raise_unless_finished(run: RunStore, exit_code: int | None) -> None:
 def _last_line(path: Path) -> str:
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
-
-
-def _group_exists(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True

@@ -16,7 +16,7 @@ from attacker.campaign import plan_campaign, resolve_setting, run_campaign
 from attacker.campaign_observer import CampaignObserver, TaskFailure
 from attacker.label_scores import FREQUENCIES, guess_label_counts
 from attacker.labels import LABEL_RECOVERIES
-from attacker.results import Result, read_results, score_results
+from attacker.results import Result, read_results, score_results, score_values
 from attacker.scoring import count_label_errors
 from attacker.truth import read_truth
 from fl_sim.config import AttackConfig
@@ -252,19 +252,12 @@ def _values(result: Result) -> dict[str, float]:
     found = result.score
     if found is None:
         raise MissingDataError(f"{result.key.folder_name}: no score; the truth of the run is gone")
-    values: dict[str, float | None] = {
-        "psnr_db": found.mean_psnr_db,
-        "recovered_share": found.recovered_share,
-        "ssim": found.mean_ssim,
-        "wrong_labels": found.label_count_error,
+    values = {
+        **score_values(found),
         "matching_loss": result.reconstruction.matching_loss,
         "seconds": result.reconstruction.seconds,
     }
-    for baseline in found.baselines:
-        name = baseline.name.replace(" ", "_")
-        values[f"{name}_psnr_db"] = baseline.mean_psnr_db
-        values[f"{name}_recovered_share"] = baseline.recovered_share
-    return {name: round(value, 6) for name, value in values.items() if value is not None}
+    return {name: round(value, 6) for name, value in values.items()}
 
 
 def _today() -> str:

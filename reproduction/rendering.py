@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attacker.campaign import resolve_setting
+from attacker.estimate import Estimate
 from attacker.threat_models import THREAT_MODELS
 from fl_sim.config import AttackConfig
 from reproduction.campaign import Request, cells_of
-from reproduction.summary import Estimate, SummaryCell
+from reproduction.summary import SummaryCell
 
 _COLOURS = ("#2563a8", "#c2571a", "#2f8a4c", "#8a4ba3", "#b03050", "#6b6b6b", "#8c7a1f", "#1f8c8c")
 _INK = "#333333"

@@ -1,26 +1,13 @@
 """Ours beside the paper's: means over clients and seeds, standard errors over clients, trivial baselines."""
 
-import math
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 
+from attacker.estimate import Estimate, estimate
 from reproduction.campaign import Request, cells_of, stands_for
 from reproduction.measurements import Measurement, MeasurementKey
 from reproduction.paper import PaperCell, paper_cell
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """A mean over clients; each client's value is the mean over its seeds.
-
-    Attributes:
-        mean: The mean.
-        standard_error: Of the mean, over clients; ``None`` for one client.
-    """
-
-    mean: float
-    standard_error: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +61,10 @@ def summarise(request: Request, measured: Mapping[MeasurementKey, Measurement]) 
 
 
 def _estimates(clients: list[list[Measurement]]) -> dict[str, Estimate]:
-    if not clients:
-        return {}
-    estimates: dict[str, Estimate] = {}
-    for name in clients[0][0].values:
-        means = [statistics.fmean(line.values[name] for line in lines if name in line.values) for lines in clients]
-        error = statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
-        estimates[name] = Estimate(mean=statistics.fmean(means), standard_error=error)
-    return estimates
+    """Return means over clients; each client's value is the mean over its seeds."""
+    by_name: dict[str, list[float]] = {}
+    for lines in clients:
+        for name in lines[0].values:
+            by_name.setdefault(name, []).append(fmean(line.values[name] for line in lines if name in line.values))
+    found = {name: estimate(means) for name, means in by_name.items()}
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,31 +1,15 @@
 """What came out: means and standard errors of each arm under each attack, and which arms nothing else beats."""
 
-import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attacker.campaign import resolve_setting
-from attacker.results import Result, read_results
+from attacker.estimate import Estimate, estimate
+from attacker.results import Result, read_results, score_values
 from attacker.scoring import Score
 from attacker.threat_models import THREAT_MODELS
 from tradeoff.campaign import ArmRun
 from tradeoff.study import Arm, Study, StudyAttack
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """A mean of independent values.
-
-    Attributes:
-        mean: The mean.
-        standard_error: Of the mean; ``None`` for a single value.
-        number: How many values.
-    """
-
-    mean: float
-    standard_error: float | None
-    number: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +36,7 @@ class Leakage:
         setting: Label under which its results are stored.
         realistic: Whether the attacker has only what an honest-but-curious server has.
         updates: Attacked updates, over rounds, clients and seeds.
-        values: ``psnr_db``, ``recovered_share``, ``ssim``, ``lpips``, ``iip``, ``wrong_labels`` and, for the trivial
-            baselines, ``mean_image_psnr_db`` and so on; what was not measured is absent.
+        values: What `attacker.results.score_values` names, and ``wrong_label_share``; what was not measured is absent.
     """
 
     title: str
@@ -122,14 +105,6 @@ def pareto_front(points: Sequence[tuple[float, float] | None]) -> set[int]:
     return {position for position, point in known.items() if not beaten(*point)}
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
-    """Return the mean of some values with its standard error; ``None`` for none."""
-    if not values:
-        return None
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Estimate(mean=statistics.fmean(values), standard_error=error, number=len(values))
-
-
 def _position(outcome: Outcome) -> tuple[float, float] | None:
     if outcome.training.accuracy is None or outcome.worst is None:
         return None
@@ -181,16 +156,4 @@ def _names(scores: Sequence[Score]) -> list[str]:
 
 
 def _values(score: Score) -> dict[str, float]:
-    values: dict[str, float | None] = {
-        "psnr_db": score.mean_psnr_db,
-        "recovered_share": score.recovered_share,
-        "ssim": score.mean_ssim,
-        "lpips": score.mean_lpips,
-        "iip": None if score.identifiability is None else score.identifiability.precision,
-        "wrong_labels": score.label_count_error / score.num_images,
-    }
-    for baseline in score.baselines:
-        name = baseline.name.replace(" ", "_")
-        values[f"{name}_psnr_db"] = baseline.mean_psnr_db
-        values[f"{name}_recovered_share"] = baseline.recovered_share
-    return {name: value for name, value in values.items() if value is not None}
+    return {**score_values(score), "wrong_label_share": score.label_count_error / score.num_images}

@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tradeoff.outcomes import Estimate, Leakage, Outcome
+from attacker.estimate import Estimate
+from tradeoff.outcomes import Leakage, Outcome
 from tradeoff.study import Study
 
 READING = (
@@ -57,7 +58,7 @@ def cells(outcome: Outcome) -> list[str]:
         percent(training.accuracy_loss),
         "–" if training.epsilon is None else f"{training.epsilon:.3g}",
         *(leaked(leakage) for leakage in outcome.leakages),
-        percent(values.get("wrong_labels"), digits=0),
+        percent(values.get("wrong_label_share"), digits=0),
         number(values.get("mean_image_psnr_db")),
     ]
 

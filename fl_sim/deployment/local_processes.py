@@ -10,9 +10,11 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from fl_sim.deployment.address import SuperLinkAddress
 from fl_sim.errors import FederationError
-from fl_sim.process_tree import ProcessIdentity, descendants, end_processes
+from fl_sim.process_tree import descendants, end_processes
 
 _LOOPBACK = "127.0.0.1"
 _ONLINE = "SuperNode ID:"  # what a SuperNode prints when the SuperLink has let it in
@@ -141,7 +143,7 @@ def _start(name: str, command: Sequence[str], *, home: Path, log: Path) -> Local
 
 
 def _end(started: Sequence[LocalProcess]) -> None:
-    helpers = frozenset[ProcessIdentity]().union(*(descendants(one.process.pid) for one in started))
+    helpers = frozenset[psutil.Process]().union(*(descendants(one.process.pid) for one in started))
     for one in started:
         one.process.terminate()
     for one in started:

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attacker.estimate import Estimate, estimate
 from fl_sim.errors import ConfigError
 from tradeoff.campaign import Metrics, StudyObserver, run_study
 from tradeoff.figures import draw_picture, tradeoff_plots
 from tradeoff.gallery import draw_gallery, gallery
-from tradeoff.outcomes import Estimate, Leakage, Outcome, Training, estimate, outcomes, pareto_front
+from tradeoff.outcomes import Leakage, Outcome, Training, outcomes, pareto_front
 from tradeoff.page import headline, render
 from tradeoff.rendering import csv_text, json_text, markdown
 from tradeoff.study import NO_DEFENSE, Arm, Study, read_study
