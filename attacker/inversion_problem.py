@@ -271,7 +271,7 @@ def _problem(local: Observation, labels: Tensor) -> InversionProblem:
         mean=torch.tensor(local.dataset.mean, device=device, dtype=dtype).reshape(-1, 1, 1),
         std=torch.tensor(local.dataset.std, device=device, dtype=dtype).reshape(-1, 1, 1),
         image_shape=local.dataset.image_shape,
-        num_rounds=local.knowledge.num_rounds,
+        num_rounds=local.num_rounds,
         adaptation=adapted,
     )
 
@@ -289,7 +289,7 @@ def _adaptation(local: Observation, observed: Parameters) -> Adaptation | None:
         algorithm=local.algorithm,
         recipe=local.require_local_training(),
         num_examples=local.require_num_examples(),
-        num_rounds=local.knowledge.num_rounds,
+        num_rounds=local.num_rounds,
     )
     return adaptation(defenses, observed, client)
 

@@ -155,8 +155,8 @@ class ThreatModel:
                 batch_label_counts=batch_label_counts if self.batch_label_counts else None,
                 batch_statistics=batch_statistics if self.batch_statistics else None,
                 defenses=tuple(defenses) if self.defenses else None,
-                num_rounds=len(rounds),
             ),
+            num_rounds=len(rounds),
         )
 
 
@@ -194,7 +194,6 @@ class Knowledge:
         batch_label_counts: Images of each class in the batch of each local step, shape (U, K), integers.
         batch_statistics: Of the whole private batch at w_t, by BatchNorm layer; empty for a model without such layers.
         defenses: The clients' chain, in its order; empty where they declare none.
-        num_rounds: Rounds over which update and weights are means; 1 for the reply of one round.
     """
 
     num_examples: int | None = None
@@ -206,7 +205,6 @@ class Knowledge:
     batch_label_counts: Tensor | None = None
     batch_statistics: Statistics | None = None
     defenses: tuple[DeclaredDefense, ...] | None = None
-    num_rounds: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +220,7 @@ class Observation:
         global_buffers: The buffers sent out with w_t.
         delta: w_c - w_t; likewise.
         knowledge: What the threat model grants.
+        num_rounds: Rounds over which update and weights are means; 1 for the reply of one round.
     """
 
     model: nn.Module
@@ -231,6 +230,7 @@ class Observation:
     global_buffers: Mapping[str, Tensor]
     delta: Mapping[str, Tensor]
     knowledge: Knowledge
+    num_rounds: int = 1
 
     def require_num_examples(self) -> int:
         """Return N_c or raise `NotGrantedError`."""

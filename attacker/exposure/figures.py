@@ -88,7 +88,8 @@ def _draw_trait(axes: Axes, found: Exposure) -> None:
             continue
         mean = client.values["exposure_db"]
         colour = _COLOURS[position] if position < _NUM_NAMED else _MUTED
-        axes.errorbar(value, mean.mean, yerr=mean.standard_error, color=colour, marker="o", markersize=5, linewidth=1.0)
+        # No error bars over rounds: what changes from round to round is the left half of the picture.
+        axes.plot(value, mean.mean, color=colour, linestyle="none", marker="o", markersize=5)
         if position < _NUM_NAMED:
             axes.annotate(
                 str(client.client_id), (value, mean.mean), (6, 4), textcoords="offset points", color=colour, fontsize=9

@@ -140,8 +140,8 @@ def _rounds_table(found: Exposure, store: RunStore) -> Table:
 
 def _clients_table(found: Exposure) -> Table:
     table = _table("clients, the most exposed first", "client")
-    for heading in ("above guess", "found", "images", "labels", "entropy", "nearest", "dup.", "contrast"):
-        table.add_column(heading, justify="right")
+    for heading in ("above", "found", "images", "labels", "entropy", "near", "dup.", "contr."):
+        table.add_column(heading, justify="right", no_wrap=True)
     for client in found.clients:
         traits = client.traits
         table.add_row(
@@ -156,8 +156,9 @@ def _clients_table(found: Exposure) -> Table:
             f"{traits.contrast:.2f}",
         )
     table.caption = (
-        "Means over rounds ± standard error, dB; entropy of the labels in bits; nearest: mean PSNR of an image to the "
-        "most similar one of the same client; dup.: share of images with one above the threshold of recovery."
+        "above: PSNR above guess, mean over rounds ± standard error; entropy of the labels in bits; near: mean PSNR "
+        "of an image to the most similar one of the same client; dup.: share of images with one above the threshold of "
+        "recovery."
     )
     return table
 

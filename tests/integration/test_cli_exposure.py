@@ -72,7 +72,7 @@ def test_the_mean_of_the_last_rounds_is_attacked(recorded) -> None:
     known = replace(MEAN, threat_model="known_defenses")
     seen = observe(plan_campaign(recorded, known).tasks[0])
     single = [observe(task) for task in plan_campaign(recorded, replace(known, mean_of_rounds=1)).tasks[:2]]
-    assert (seen.knowledge.num_rounds, single[0].knowledge.num_rounds) == (2, 1)
+    assert (seen.num_rounds, single[0].num_rounds) == (2, 1)
     for name, delta in seen.delta.items():
         torch.testing.assert_close(delta, (single[0].delta[name] + single[1].delta[name]) / 2)
         before, after = (observation.global_parameters[name] for observation in single)
