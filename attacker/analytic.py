@@ -8,7 +8,7 @@ that are the images, and with one image it holds for the sum over any number of 
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from attacker.distances import squared_l2
 from attacker.inversion_problem import InversionProblem, inversion_problem
 from attacker.layer_inputs import first_linear, inputs_of_layer, tensor_name
 from attacker.observation import Observation, mean_gradient
+
+_NOT_FOLLOWED = "does not follow the defenses: the closed form reads the update as it arrives, and simulates nothing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,8 @@ class AnalyticFullyConnected:
                 pixels, each shifted and scaled.
         """
         started = time.monotonic()
-        problem = inversion_problem(observation, self.label_recovery, generator)
+        known, plain = observation.knowledge.defenses, replace(observation.knowledge, defenses=None)
+        problem = inversion_problem(replace(observation, knowledge=plain), self.label_recovery, generator)
         weight, bias = _first_layer_gradient(problem)
         offset, slope = _map_from_pixels(problem)
         inputs = _least_squares(weight, bias) if problem.num_images == 1 else _inputs_by_unit(weight, bias)
@@ -75,6 +78,7 @@ class AnalyticFullyConnected:
             losses=torch.zeros(0),
             outcome=Outcome.FINISHED if math.isfinite(matching_loss) else Outcome.NON_FINITE,
             seconds=time.monotonic() - started,
+            remarks=(*problem.remarks, *((_NOT_FOLLOWED,) if known else ())),
         )
 
 

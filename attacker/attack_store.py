@@ -33,19 +33,22 @@ class AttackSetting:
         options: Every hyper-parameter, defaults included.
         threat_model: A name of THREAT_MODELS.
         cohort: Clients whose mean update is attacked; 1 attacks each update by itself.
+        mean_of_rounds: Rounds over which a client's replies are averaged; 1 attacks each reply by itself.
     """
 
     name: str
     options: dict[str, Any]
     threat_model: str
     cohort: int = 1
+    mean_of_rounds: int = 1
 
     @property
     def label(self) -> str:
         """A folder name that differs wherever the setting differs."""
         fields = asdict(self)
-        if self.cohort == 1:
-            del fields["cohort"]  # what was attacked before there were cohorts keeps its folder
+        for name in ("cohort", "mean_of_rounds"):
+            if fields[name] == 1:
+                del fields[name]  # what was attacked before there were such means keeps its folder
         content = json.dumps(fields, sort_keys=True, default=str)
         return f"{self.name.rpartition(':')[2]}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 

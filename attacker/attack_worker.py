@@ -46,6 +46,7 @@ class AttackTask:
         label_counts: True counts of each client, shape (clients, K), where the threat model grants them.
         batch_label_counts: True counts of every local step, shape (U, K), where the threat model grants them.
         batch_statistics: Layer, means and variances of the private batch, where the threat model grants them.
+        earlier_rounds: Rounds whose replies of the same client are averaged with that of the key's.
     """
 
     recording: Path
@@ -55,6 +56,7 @@ class AttackTask:
     label_counts: tuple[tuple[int, ...], ...] | None = None
     batch_label_counts: tuple[tuple[int, ...], ...] | None = None
     batch_statistics: tuple[GrantedLayer, ...] | None = None
+    earlier_rounds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,7 @@ def observe(task: AttackTask) -> Observation:
         label_counts=None if task.label_counts is None else torch.tensor(task.label_counts),
         batch_label_counts=None if task.batch_label_counts is None else torch.tensor(task.batch_label_counts),
         batch_statistics=None if task.batch_statistics is None else _statistics(task.batch_statistics),
+        earlier_rounds=task.earlier_rounds,
     )
 
 
@@ -111,6 +114,7 @@ def observe_update(
     label_counts: torch.Tensor | None = None,
     batch_label_counts: torch.Tensor | None = None,
     batch_statistics: Statistics | None = None,
+    earlier_rounds: Sequence[int] = (),
 ) -> Observation:
     """Build what the server sees of one recorded update, or of the mean of several.
 
@@ -123,6 +127,7 @@ def observe_update(
         label_counts: True counts of each client, shape (clients, K); used only where the threat model grants them.
         batch_label_counts: True counts of every local step, shape (U, K); likewise.
         batch_statistics: Of the private batch at w_t, by BatchNorm layer; likewise.
+        earlier_rounds: Rounds whose replies of the same client are averaged with this one.
 
     Raises:
         ConfigError: If the threat model is unknown.
@@ -138,6 +143,7 @@ def observe_update(
             f"(secure aggregation), not of {list(clients)}"
         )
     record = recording.read_round(server_round, [] if aggregated else list(clients))
+    past = [recording.read_round(earlier, list(clients)) for earlier in earlier_rounds]
     threat_model: ThreatModel = THREAT_MODELS[threat_model_name]
     return threat_model.observe(
         model=build_model(manifest),
@@ -145,6 +151,7 @@ def observe_update(
         record=record,
         update=record.updates[0] if record.aggregate is None else record.aggregate,
         others=record.updates[1:],
+        earlier=[(earlier, earlier.updates[0]) for earlier in past],
         local_training=manifest.local_training,
         label_counts=label_counts[0] if label_counts is not None and len(clients) == 1 else label_counts,
         batch_label_counts=batch_label_counts,

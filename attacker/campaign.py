@@ -52,7 +52,7 @@ def resolve_setting(config: AttackConfig) -> AttackSetting:
     attack = make_attack(setting)
     # A user's own attack need not be a dataclass; its options are then what was given.
     options: dict[str, Any] = asdict(attack) if is_dataclass(attack) else config.options  # type: ignore[call-overload]
-    return replace(setting, options=options, cohort=config.cohort)
+    return replace(setting, options=options, cohort=config.cohort, mean_of_rounds=config.mean_of_rounds)
 
 
 def plan_campaign(run: RunStore, config: AttackConfig) -> Plan:
@@ -73,18 +73,28 @@ def plan_campaign(run: RunStore, config: AttackConfig) -> Plan:
         ResultKey(server_round=server_round, client_id=cohort[0], seed=seed, others=cohort[1:])
         for server_round in _selected("rounds", config.rounds, run.recording.rounds())
         for cohort in _cohorts(run, server_round, config)
+        if len(_earlier_rounds(run, server_round, cohort[0], config)) == config.mean_of_rounds - 1
         for seed in config.seeds
     ]
     if not keys:
         raise ConfigError(
             f"no stored update matches rounds {_spell(config.rounds)} and clients {_spell(config.clients)}"
-            f"{f' in groups of {config.cohort}' if config.cohort > 1 else ''}; "
+            f"{f' in groups of {config.cohort}' if config.cohort > 1 else ''}"
+            f"{f' with {config.mean_of_rounds - 1} rounds before them' if config.mean_of_rounds > 1 else ''}; "
             f"stored rounds: {list(run.recording.rounds()) or 'none'}"
         )
     finished = tuple(key for key in keys if store.has_result(key))
     grant = _grants(run, THREAT_MODELS[setting.threat_model])
     tasks = tuple(
-        grant(AttackTask(recording=run.recording.folder, results=store.folder, setting=setting, key=key))
+        grant(
+            AttackTask(
+                recording=run.recording.folder,
+                results=store.folder,
+                setting=setting,
+                key=key,
+                earlier_rounds=_earlier_rounds(run, key.server_round, key.client_id, config),
+            )
+        )
         for key in keys
         if key not in finished
     )
@@ -161,6 +171,18 @@ def _cohorts(run: RunStore, server_round: int, config: AttackConfig) -> list[tup
     # Groups of full size, by rising id; the rest is not attacked.
     groups = (tuple(clients[start : start + config.cohort]) for start in range(0, len(clients), config.cohort))
     return [group for group in groups if len(group) == config.cohort]
+
+
+def _earlier_rounds(run: RunStore, server_round: int, client_id: int, config: AttackConfig) -> tuple[int, ...]:
+    """Return the last rounds before this one that hold the client's reply, as many as are averaged with it."""
+    if config.mean_of_rounds == 1:
+        return ()
+    before = [
+        earlier
+        for earlier in run.recording.rounds()
+        if earlier < server_round and client_id in run.recording.kept_clients(earlier)
+    ]
+    return tuple(before[1 - config.mean_of_rounds :])
 
 
 def _whole(aggregated: tuple[int, ...], server_round: int, config: AttackConfig) -> tuple[int, ...]:

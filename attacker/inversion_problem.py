@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from attacker.adaptation import Adaptation, adaptation
+from attacker.adaptation.link import Client
+from attacker.distances import Distance, cosine_distance, relative_squared_l2
 from attacker.graph_memory import GraphPlan, graph_bytes, memory_budget, plan_graph
 from attacker.labels import LABEL_RECOVERIES
 from attacker.local_steps import Simulation, held_steps
@@ -18,7 +20,7 @@ from attacker.observation import Observation, mean_gradient
 from attacker.placement import device_of, dtype_of, in_place_of_update
 from attacker.visiting_order import visiting_order
 from fl_sim.parameters import Parameters, check_same_names, weighted_sum
-from fl_sim.records import Algorithm, LocalTraining
+from fl_sim.records import LocalTraining
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +31,8 @@ class InversionProblem:
         model: The architecture, in training mode.
         parameters: w_t, in the model's order.
         buffers: The buffers sent out with w_t.
-        observed: The client's mean gradient, in the model's order.
+        observed: The client's mean gradient, in the model's order; zero where a known defense leaves a tensor that
+            says nothing.
         recipe: E, m, eta, momentum.
         members: Images of each client, which stand one client after the other; a single entry unless the update is a
             mean over several clients.
@@ -40,6 +43,7 @@ class InversionProblem:
         mean: (C, 1, 1), public mean in pixel units.
         std: (C, 1, 1), public standard deviation in pixel units.
         image_shape: (C, H, W).
+        num_rounds: Rounds over which the update is a mean.
         adaptation: What the clients' known defenses make of a simulated update; ``None`` where they are not known.
         graph_plans: How the graphs of the simulations are held, by simulation and number of images at once; filled
             when one is first differentiated, because what fits depends on it.
@@ -56,6 +60,7 @@ class InversionProblem:
     mean: Tensor
     std: Tensor
     image_shape: tuple[int, int, int]
+    num_rounds: int = 1
     adaptation: Adaptation | None = None
     graph_plans: dict[tuple[Simulation, int | None], GraphPlan] = field(
         default_factory=dict[tuple[Simulation, int | None], GraphPlan], repr=False, compare=False
@@ -75,6 +80,39 @@ class InversionProblem:
     def num_batches(self) -> int:
         """B_c, batches of an epoch; of all clients together."""
         return sum(map(self.recipe.batches_per_epoch, self.members))
+
+    @property
+    def trust(self) -> float:
+        """What the matching term is multiplied by beside priors: less than 1 where known noise is on the update."""
+        return 1.0 if self.adaptation is None else self.adaptation.trust
+
+    @property
+    def directional_distance(self) -> Distance:
+        """Cosine distance, or half the relative squared L2 where known defenses tell lengths as well.
+
+        For small angles between vectors of one length the two are the same.
+        """
+        if self.adaptation is None or not self.adaptation.knows_length:
+            return cosine_distance
+        return lambda simulated, observed: 0.5 * relative_squared_l2(simulated, observed)
+
+    def noise_variance(self, name: str) -> float:
+        """Return the variance of the known noise in an entry of a tensor of ``observed``; 0 where none is known."""
+        return 0.0 if self.adaptation is None else self.adaptation.variance.get(name, 0.0)
+
+    def is_muted(self, name: str) -> bool:
+        """Say whether a known defense leaves a tensor of ``observed`` that says nothing."""
+        return self.adaptation is not None and name in self.adaptation.muted
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a person should know about how the problem is solved."""
+        averaged = f"the update is the mean of {self.num_rounds} rounds, taken as replies with the same data"
+        return (
+            *((averaged,) if self.num_rounds > 1 else ()),
+            *(() if self.adaptation is None else self.adaptation.remarks),
+            *(str(plan) for plan in self.graph_plans.values() if plan.segment_length is not None),
+        )
 
     def to_pixels(self, normalised: Tensor) -> Tensor:
         """Return ``mean + std * z``, shape (..., C, H, W)."""
@@ -121,11 +159,12 @@ class InversionProblem:
                 order=self.order,
                 images_at_once=images_at_once,
                 segment_length=segment_length,
+                clipping=None if self.adaptation is None else self.adaptation.clipping,
             )
             for images, attributed in zip(own_images, own_labels, strict=True)
         ]
         if len(gradients) == 1:
-            return gradients[0] if self.adaptation is None else self.adaptation(gradients[0])
+            return gradients[0] if self.adaptation is None else self.adaptation.follow(gradients[0])
         # Each is the mean over the client's own steps; the update adds up steps.
         weights = [size * self.recipe.steps(size) / (self.num_images * self.num_steps) for size in self.members]
         return weighted_sum(gradients, weights)
@@ -150,6 +189,9 @@ class InversionProblem:
                 )
             )
             state_bytes = sum(tensor.nbytes for tensor in self.parameters.values())
+            if self.adaptation is not None and self.adaptation.clipping is not None:
+                # torch.func cannot be watched; it holds each example's gradient, plain and clipped, besides.
+                step_bytes += 2 * len(first) * state_bytes
             self.graph_plans[key] = plan_graph(
                 len(steps),
                 step_bytes=step_bytes,
@@ -214,12 +256,14 @@ def _problem(local: Observation, labels: Tensor) -> InversionProblem:
     check_same_names(names, gradient)
     device, dtype = device_of(local), dtype_of(local)
     observed = {name: gradient[name] for name in names}
+    adapted = _adaptation(local, observed)
+    muted = () if adapted is None else adapted.muted
     return InversionProblem(
         model=local.model,
         # The order of the model: distances weight layers by it, and files do not keep one.
         parameters={name: local.global_parameters[name] for name in names},
         buffers=local.global_buffers,
-        observed=observed,
+        observed={name: torch.zeros_like(tensor) if name in muted else tensor for name, tensor in observed.items()},
         recipe=local.require_local_training(),
         members=local.require_cohort(),
         order=None if order is None else order.to(device),
@@ -227,16 +271,27 @@ def _problem(local: Observation, labels: Tensor) -> InversionProblem:
         mean=torch.tensor(local.dataset.mean, device=device, dtype=dtype).reshape(-1, 1, 1),
         std=torch.tensor(local.dataset.std, device=device, dtype=dtype).reshape(-1, 1, 1),
         image_shape=local.dataset.image_shape,
-        adaptation=_adaptation(local, observed),
+        num_rounds=local.num_rounds,
+        adaptation=adapted,
     )
 
 
 def _adaptation(local: Observation, observed: Parameters) -> Adaptation | None:
-    defenses, steps = local.knowledge.defenses, local.require_local_steps()
-    if not defenses or len(local.require_cohort()) > 1:  # a mean of defended updates is not a defended mean
+    """Return how known defenses are followed; ``None`` without any, or where they are not known."""
+    defenses, cohort = local.knowledge.defenses, local.require_cohort()
+    if not defenses:
         return None
-    unit = 1.0 if local.algorithm is Algorithm.FEDSGD else steps.learning_rate * steps.num_steps
-    return adaptation(defenses, observed, algorithm=local.algorithm, unit=unit)
+    if len(cohort) > 1:
+        names = ", ".join(defense.name for defense in defenses)
+        return Adaptation(remarks=(f"does not follow {names}: the mean of defended updates is not a defended mean",))
+    client = Client(
+        model=local.model,
+        algorithm=local.algorithm,
+        recipe=local.require_local_training(),
+        num_examples=local.require_num_examples(),
+        num_rounds=local.num_rounds,
+    )
+    return adaptation(defenses, observed, client)
 
 
 def _in_random_order(counts: Tensor, generator: torch.Generator) -> Tensor:

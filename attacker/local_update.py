@@ -6,6 +6,7 @@ Given the true images in the true order, ``full`` equals what a client computes 
 simulations of `attacker.local_steps` hold a gradient for several steps. `attacker.segments` bounds the memory.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from attacker.chunked_gradient import chunked_gradient, couples_images
+from attacker.gradient_clipping import GradientClipping, clipped, mean_of_clipped_examples
 from attacker.local_steps import HeldStep, Simulation, held_steps, takes_shared_images
 from attacker.segments import TrainingState, follow_in_segments
 from fl_sim.parameters import Parameters, scale, subtract
@@ -33,6 +35,7 @@ def simulate_local_update(
     order: Tensor | None = None,
     images_at_once: int | None = None,
     segment_length: int | None = None,
+    clipping: GradientClipping | None = None,
 ) -> dict[str, Tensor]:
     """Return the mean gradient, ``-delta / (eta * U)``, that a client with these images would send.
 
@@ -54,6 +57,8 @@ def simulate_local_update(
             model that treats each image by itself, and constant labels; ``None``: as a whole.
         segment_length: Bounds the memory: the graph of that many steps is kept at a time, see `attacker.segments`;
             ``None``: that of all.
+        clipping: What the client clips in each local step; ``None``: nothing. That of examples needs a model that
+            treats each image by itself.
 
     Raises:
         ValueError: If the shapes do not fit each other or the recipe, or the model or labels do not allow parts.
@@ -63,8 +68,14 @@ def simulate_local_update(
     """
     _check_shapes(images, labels, recipe, order, simulation)
     _check_parts(model, labels, images_at_once)
+    clipping = clipping or GradientClipping()
+    if clipping.example < math.inf and couples_images(model):
+        raise ValueError(
+            f"clipping of examples needs a model that treats each image by itself, got {type(model).__name__} with "
+            "BatchNorm in training mode"
+        )
     steps = held_steps(simulation, recipe, len(labels), order)
-    training = _LocalTraining(model=model, recipe=recipe, images_at_once=images_at_once)
+    training = _LocalTraining(model=model, recipe=recipe, images_at_once=images_at_once, clipping=clipping)
     start = TrainingState(
         weights={name: tensor.detach() for name, tensor in parameters.items()},
         velocity={name: torch.zeros_like(tensor) for name, tensor in parameters.items()} if recipe.momentum else {},
@@ -86,6 +97,7 @@ class _LocalTraining:
     model: nn.Module
     recipe: LocalTraining
     images_at_once: int | None
+    clipping: GradientClipping
 
     def __call__(
         self,
@@ -118,9 +130,13 @@ class _LocalTraining:
         *,
         differentiable: bool,
     ) -> dict[str, Tensor]:
+        norm = self.clipping.example
         if self.images_at_once is None or len(images) <= self.images_at_once:
-            return _gradient(self.model, weights, buffers, images, labels, differentiable=differentiable)
-        return _gradient_in_parts(self.model, weights, buffers, images, labels, size=self.images_at_once)
+            gradient = _gradient(self.model, weights, buffers, images, labels, norm=norm, differentiable=differentiable)
+        else:
+            size = self.images_at_once
+            gradient = _gradient_in_parts(self.model, weights, buffers, images, labels, norm=norm, size=size)
+        return gradient if self.clipping.step == math.inf else clipped(gradient, self.clipping.step)
 
 
 def _moved(start: Parameters, direction: Parameters, distance: float) -> dict[str, Tensor]:
@@ -161,9 +177,13 @@ def _gradient(
     images: Tensor,
     labels: Tensor,
     *,
+    norm: float,
     differentiable: bool,
 ) -> dict[str, Tensor]:
-    """Return the gradient of the mean cross-entropy with respect to the weights, by name."""
+    """Return the gradient of the mean cross-entropy with respect to the weights, by name; each example's clipped."""
+    if norm < math.inf:
+        with torch.set_grad_enabled(differentiable):
+            return mean_of_clipped_examples(model, weights, buffers, images, labels, norm=norm)
     inputs = weights if differentiable else {name: tensor.detach() for name, tensor in weights.items()}
     inputs = {name: tensor if tensor.requires_grad else tensor.requires_grad_() for name, tensor in inputs.items()}
     with torch.enable_grad():
@@ -174,14 +194,22 @@ def _gradient(
 
 
 def _gradient_in_parts(
-    model: nn.Module, weights: Parameters, buffers: Mapping[str, Tensor], images: Tensor, labels: Tensor, *, size: int
+    model: nn.Module,
+    weights: Parameters,
+    buffers: Mapping[str, Tensor],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: float,
+    size: int,
 ) -> dict[str, Tensor]:
     """Return the same, with the memory of ``size`` images."""
     names = tuple(weights)
 
     def gradient_of(part: Tensor, attributed: Tensor, own: Sequence[Tensor], keep_graph: bool) -> Sequence[Tensor]:
         named = dict(zip(names, own, strict=True))
-        return tuple(_gradient(model, named, buffers, part, attributed, differentiable=keep_graph).values())
+        gradient = _gradient(model, named, buffers, part, attributed, norm=norm, differentiable=keep_graph)
+        return tuple(gradient.values())
 
     gradients = chunked_gradient(gradient_of, images, labels, tuple(weights.values()), size=size)
     return dict(zip(names, gradients, strict=True))

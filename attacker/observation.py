@@ -84,6 +84,7 @@ class ThreatModel:
         record: RoundRecord,
         update: ClientUpdate | AggregatedUpdate,
         others: Sequence[ClientUpdate] = (),
+        earlier: Sequence[tuple[RoundRecord, ClientUpdate]] = (),
         local_training: LocalTraining,
         label_counts: Tensor | None = None,
         batch_label_counts: Tensor | None = None,
@@ -99,6 +100,9 @@ class ThreatModel:
             update: The reply under attack, one of ``record.updates``; or ``record.aggregate``, the mean of several.
             others: Further replies, of which the server sees the mean only, weighted by N_c, with this one; none beside
                 an aggregate.
+            earlier: Earlier rounds with the same client's replies in them, to be looked at as one mean with this one:
+                noise averages out, and w_t becomes the mean of the weights that were sent out. Taken to be replies
+                with the same data; the smaller the steps of the global model in between, the less is lost.
             local_training: The recipe that the server handed out.
             label_counts: True counts, shape (K,), or (clients, K) with others; used only where this threat model grants
                 them.
@@ -116,6 +120,9 @@ class ThreatModel:
         several = len(sizes) > 1
         if several and (self.local_steps or self.batch_label_counts or self.batch_statistics):
             raise ValueError(f"threat model {self.name!r} is for single clients, and several replies were given")
+        _check_earlier(update, others, earlier)
+        if earlier and (self.batch_label_counts or self.batch_statistics):
+            raise ValueError(f"threat model {self.name!r} is for single rounds, and several were given")
         given = {
             "label_counts": label_counts,
             "batch_label_counts": batch_label_counts,
@@ -124,16 +131,20 @@ class ThreatModel:
         for name, piece in given.items():
             if getattr(self, name) and piece is None:
                 raise ValueError(f"threat model {self.name!r} grants {name}, but none were given")
+        delta = weighted_mean(
+            [reply.delta(record.global_parameters, local_training.learning_rate) for reply in updates],
+            [sum(_sizes(reply)) for reply in updates],
+        )
+        before = [reply.delta(past.global_parameters, local_training.learning_rate) for past, reply in earlier]
+        sent_out = [past.global_parameters for past, _ in earlier]
+        rounds = [1.0] * (1 + len(earlier))
         return Observation(
             model=model,
             dataset=dataset,
             algorithm=update.algorithm,
-            global_parameters=record.global_parameters,
+            global_parameters=weighted_mean([record.global_parameters, *sent_out], rounds),
             global_buffers=record.global_buffers,
-            delta=weighted_mean(
-                [reply.delta(record.global_parameters, local_training.learning_rate) for reply in updates],
-                [sum(_sizes(reply)) for reply in updates],
-            ),
+            delta=weighted_mean([delta, *before], rounds),
             knowledge=Knowledge(
                 num_examples=sum(sizes) if self.num_examples else None,
                 cohort=tuple(sizes) if several and self.num_examples else None,
@@ -145,6 +156,7 @@ class ThreatModel:
                 batch_statistics=batch_statistics if self.batch_statistics else None,
                 defenses=tuple(defenses) if self.defenses else None,
             ),
+            num_rounds=len(rounds),
         )
 
 
@@ -204,10 +216,11 @@ class Observation:
             pixels in [0, 1], shape (N, C, H, W), and logits (N, K) come out. Normalisation is a layer of it.
         dataset: Public facts of the data.
         algorithm: FedSGD or FedAvg.
-        global_parameters: w_t.
+        global_parameters: w_t; its mean where several rounds are looked at as one.
         global_buffers: The buffers sent out with w_t.
-        delta: w_c - w_t.
+        delta: w_c - w_t; likewise.
         knowledge: What the threat model grants.
+        num_rounds: Rounds over which update and weights are means; 1 for the reply of one round.
     """
 
     model: nn.Module
@@ -217,6 +230,7 @@ class Observation:
     global_buffers: Mapping[str, Tensor]
     delta: Mapping[str, Tensor]
     knowledge: Knowledge
+    num_rounds: int = 1
 
     def require_num_examples(self) -> int:
         """Return N_c or raise `NotGrantedError`."""
@@ -269,6 +283,26 @@ def mean_gradient(observation: Observation) -> dict[str, Tensor]:
 def _sizes(reply: ClientUpdate | AggregatedUpdate) -> tuple[int, ...]:
     """Return N_c of each client behind a reply."""
     return tuple(reply.num_examples.values()) if isinstance(reply, AggregatedUpdate) else (reply.num_examples,)
+
+
+def _check_earlier(
+    update: ClientUpdate | AggregatedUpdate,
+    others: Sequence[ClientUpdate],
+    earlier: Sequence[tuple[RoundRecord, ClientUpdate]],
+) -> None:
+    """Refuse a mean over rounds that is not one of the same client's replies."""
+    if not earlier:
+        return
+    if isinstance(update, AggregatedUpdate) or others:
+        raise ValueError("a mean over rounds is one of a single client's replies, got several clients")
+    expected = (update.client_id, update.num_examples, update.algorithm)
+    for _, reply in earlier:
+        got = (reply.client_id, reply.num_examples, reply.algorithm)
+        if got != expected:
+            raise ValueError(
+                "earlier replies must be the same client's, with as many images: expected client, N_c and algorithm "
+                f"{expected}, got {got} in round {reply.server_round}"
+            )
 
 
 def _require(piece: Piece | None, name: str) -> Piece:

@@ -147,6 +147,8 @@ class AttackConfig:
         clients: The clients to attack.
         seeds: One attack per seed.
         cohort: Attacks the mean of so many clients' updates at a time, as if the server saw nothing else.
+        mean_of_rounds: Attacks the mean of a client's last so many recorded replies, up to each of the rounds: noise
+            averages out where the client's data stay the same.
         workers: Processes, each with one torch thread; ``None`` takes one per core, or what shares the GPU; ``"ray"``
             spreads the attacks over a Ray cluster (RAY_ADDRESS), or over this machine.
         gpu_share: Of a GPU, for each attack, where there is one.
@@ -161,6 +163,7 @@ class AttackConfig:
     clients: Selection = "all"
     seeds: tuple[int, ...] = (0,)
     cohort: int = 1
+    mean_of_rounds: int = 1
     workers: int | Literal["ray"] | None = None
     gpu_share: float = 1.0
 
@@ -172,6 +175,13 @@ class AttackConfig:
             raise ValueError(f"gpu_share must be in (0, 1], got {self.gpu_share}")
         if self.cohort < 1:
             raise ValueError(f"cohort must be >= 1, got {self.cohort}")
+        if self.mean_of_rounds < 1:
+            raise ValueError(f"mean_of_rounds must be >= 1, got {self.mean_of_rounds}")
+        if self.mean_of_rounds > 1 and self.cohort > 1:
+            raise ValueError(
+                f"mean_of_rounds is for single clients: expected it to be 1 beside cohort = {self.cohort}, "
+                f"got {self.mean_of_rounds}"
+            )
         if not self.seeds:
             raise ValueError("seeds must name at least one seed, got none")
 

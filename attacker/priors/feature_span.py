@@ -34,6 +34,25 @@ def feature_span(features: Tensor, *, basis: Tensor) -> Tensor:
     return ((energy - inside) / energy.clamp_min(torch.finfo(energy.dtype).tiny)).mean()
 
 
+def visible_rank(weight_update: Tensor, noise_stddev: float) -> int:
+    """Return how many singular values of a noisy matrix stand out from those of its noise.
+
+    The largest singular value of an (H, F) matrix of independent noise is about sigma (sqrt(H) + sqrt(F)): a direction
+    below that cannot be told from noise.
+
+    Args:
+        weight_update: (H, F), what was observed.
+        noise_stddev: sigma of an entry's noise; 0 leaves every direction that is there.
+
+    References:
+        Marchenko and Pastur, Math. USSR-Sbornik 1, 1967 (the edge); Gavish and Donoho, The Optimal Hard Threshold for
+        Singular Values is 4/sqrt(3), IEEE Trans. Inf. Theory 60, 2014.
+    """
+    values = torch.linalg.svdvals(weight_update.double().nan_to_num(0.0, 0.0, 0.0))
+    height, width = weight_update.shape
+    return int((values > noise_stddev * (height**0.5 + width**0.5)).sum())
+
+
 def update_span(weight_update: Tensor, rank: int) -> Tensor:
     """Return V (F, R), the leading right singular vectors of a weight matrix's update.
 

@@ -153,7 +153,9 @@ class FedAvgLeakage:
                     period=constants.decay_period,
                 ),
                 matching_factor=GeometricRamp(
-                    start=constants.matching_start, end=constants.matching_end, num_steps=self.steps // 2
+                    start=problem.trust * constants.matching_start,
+                    end=problem.trust * constants.matching_end,
+                    num_steps=self.steps // 2,
                 ),
                 keep=self.keep,
             ),
@@ -169,7 +171,7 @@ class FedAvgLeakage:
 
     def _matching(self, problem: InversionProblem) -> Callable[[Tensor], Tensor]:
         """Return the distance, as the released code scales it, of pixels (V, N, C, H, W) or (N, C, H, W)."""
-        distance = DISTANCES[self.loss]
+        distance = problem.directional_distance if self.loss == "cosine" else DISTANCES[self.loss]
         num_sets = problem.recipe.epochs if self.variables == "per_epoch" else 1
         scale = 1.0
         if self.loss != "cosine":

@@ -134,7 +134,7 @@ class GradInversion:
             Search(
                 steps=self.steps,
                 learning_rate=rate,
-                matching_factor=Constant(self.matching),
+                matching_factor=Constant(problem.trust * self.matching),
                 noise=noise if self.pixel_noise else None,
             ),
             on_step=on_step,

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from attacker.attack import OnStep, Reconstruction, ignore_progress
-from attacker.distances import cosine_distance
 from attacker.gradient_matching import Objective, Search, minimise
 from attacker.inversion_problem import inversion_problem
 from attacker.local_steps import Simulation
@@ -78,7 +77,7 @@ class InvertingGradients:
 
         def matching(pixels: Tensor) -> Tensor:
             simulated = problem.simulate(pixels, self.simulation, images_at_once=self.images_at_once)
-            return cosine_distance(simulated, problem.observed)
+            return problem.directional_distance(simulated, problem.observed)
 
         optimum = minimise(
             Objective(
@@ -89,7 +88,7 @@ class InvertingGradients:
             Search(
                 steps=self.steps,
                 learning_rate=StepDecay(start=self.learning_rate, num_steps=self.steps),
-                matching_factor=Constant(1.0),
+                matching_factor=Constant(problem.trust),
                 signed=self.signed,
                 box=(problem.to_normalised(0.0), problem.to_normalised(1.0)) if self.box else None,
                 keep=self.keep,

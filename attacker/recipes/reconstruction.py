@@ -41,5 +41,5 @@ def reconstruction(
         losses=optimum.losses,
         outcome=optimum.outcome,
         seconds=time.monotonic() - started,
-        remarks=tuple(str(plan) for plan in problem.graph_plans.values() if plan.segment_length is not None),
+        remarks=problem.remarks,
     )

@@ -27,6 +27,9 @@ def attack(
     clients: Annotated[str | None, typer.Option(help="For instance 0,2; default: as in the experiment.")] = None,
     seeds: Annotated[str | None, typer.Option(help="For instance 0,1,2.")] = None,
     cohort: Annotated[int | None, typer.Option(min=1, help="Attack the mean of so many updates at a time.")] = None,
+    mean_of_rounds: Annotated[
+        int | None, typer.Option(min=1, help="Attack the mean of a client's last so many replies.")
+    ] = None,
     threat_model: Annotated[str | None, typer.Option(help="A name of `fl-sim list threat-models`.")] = None,
     workers: Annotated[
         str | None, typer.Option(help="Processes, or 'ray' for a cluster (RAY_ADDRESS); default: one per core.")
@@ -53,6 +56,7 @@ def attack(
         "clients": parse_selection(clients, name="clients"),
         "seeds": parse_selection(seeds, name="seeds"),
         "cohort": cohort,
+        "mean_of_rounds": mean_of_rounds,
         "threat_model": threat_model,
         "workers": int(workers) if workers is not None and workers.lstrip("-").isdigit() else workers,
         "gpu_share": gpu_share,
