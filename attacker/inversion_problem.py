@@ -3,7 +3,7 @@
 observation -> labels (recovered or granted), w_t and observed mean gradient in the model's order, pixels <-> normalised
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -128,6 +128,7 @@ class InversionProblem:
         simulation: Simulation,
         *,
         labels: Tensor | None = None,
+        orders: Sequence[Tensor] | None = None,
         images_at_once: int | None = None,
         whole_graph: bool = False,
     ) -> dict[str, Tensor]:
@@ -139,6 +140,7 @@ class InversionProblem:
             pixels: (N, C, H, W), or (E, N, C, H, W).
             simulation: How faithfully the local steps are followed, see `simulate_local_update`.
             labels: (N,), or probabilities (N, K), in place of the problem's.
+            orders: (E, N_c) for each client, positions among its own images, in place of the problem's.
             images_at_once: Holds memory down, see `simulate_local_update`.
             whole_graph: Calls the model for each gradient only once, for those who watch its layers.
         """
@@ -147,6 +149,7 @@ class InversionProblem:
             segment_length = self._graph_plan(pixels, simulation, images_at_once).segment_length
         own_images = pixels.split(self.members, dim=-4)
         own_labels = (self.labels if labels is None else labels).split(self.members)
+        own_orders = [self.order] * len(self.members) if orders is None else orders
         gradients = [
             simulate_local_update(
                 self.model,
@@ -156,12 +159,12 @@ class InversionProblem:
                 attributed,
                 self.recipe,
                 simulation=simulation,
-                order=self.order,
+                order=order,
                 images_at_once=images_at_once,
                 segment_length=segment_length,
                 clipping=None if self.adaptation is None else self.adaptation.clipping,
             )
-            for images, attributed in zip(own_images, own_labels, strict=True)
+            for images, attributed, order in zip(own_images, own_labels, own_orders, strict=True)
         ]
         if len(gradients) == 1:
             return gradients[0] if self.adaptation is None else self.adaptation.follow(gradients[0])

@@ -1,61 +1,66 @@
-"""Our strongest attack: one set of images, one full-batch step an epoch, features held in the span of the update.
+"""Our strongest attack: one set of images, features held in the span of the update, the unknown order discounted.
 
-minimise over z   f U^2 / B_c  sum_l e^-d(l) ||S_l - O_l||^2 + span(z) + smoothness + box
+    minimise over z   f D(observed - c(z)) / D(observed) + w(t) span(z) + smoothness + box
+
+c follows the local training with a few full-batch gradients. First D is the layer-weighted squared L2; then, in rounds,
+the mean and the scatter of the update over random orders are sampled at the images so far (`attacker.order_noise`), the
+images that the span exposes as mixtures or copies are drawn anew, and the weight of the span keeps growing.
 """
 
-import math
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from attacker.attack import OnStep, Reconstruction, ignore_progress
-from attacker.distances import layer_weighted_l2
-from attacker.gradient_matching import Objective, Search, Term, minimise
+from attacker.attack import OnStep, Outcome, Progress, Reconstruction, ignore_progress
+from attacker.gradient_matching import Optimum, Search, minimise
+from attacker.held_matching import HeldMatching
+from attacker.image_span import ImageSpan, NoSpan, image_span
 from attacker.inversion_problem import InversionProblem, inversion_problem
-from attacker.layer_inputs import first_linear, inputs_of_layer, tensor_name
 from attacker.local_steps import Simulation
 from attacker.observation import Observation
-from attacker.priors.feature_span import feature_span, update_span, visible_rank
+from attacker.order_noise import OrderNoise, layer_weighted_vector, no_order_noise, sample_order_noise
 from attacker.priors.pixel_box import pixel_box
 from attacker.priors.quadratic_variation import quadratic_variation
 from attacker.recipes.ranges import check_at_least_one, check_not_negative, check_positive
 from attacker.recipes.reconstruction import reconstruction
-from attacker.schedules import Constant, CosineDecay
+from attacker.schedules import Constant, CosineDecay, GeometricRamp, Schedule
 from attacker.wrappers import BestOf
-
-# Local training turns the features, so that more directions than images carry them; measured with N = 50, E = 10.
-_DIRECTIONS_PER_IMAGE = 1.2
-
-# A direction is of use once it stands out of the noise by this factor; nearer to it, it is mostly noise itself. With
-# N = 4 and the weakest direction at 10 times the noise's edge the prior gained 9 dB, at 3 times it lost 2 dB.
-_CLEARLY = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureSpan:
     """Gradient matching with the features confined to the row space of the first fully connected layer's update.
 
-    For models with a fully connected layer behind the flattened features, and fewer images than that layer has units.
-    Shared images make it E times smaller than per-epoch copies, and the span makes them the better choice.
+    For models with a fully connected layer behind the flattened features, and no more images than that layer has units;
+    elsewhere it goes on without the span, and a remark says so. The distance between updates hardly tells two images
+    from two mixtures of them; the span does, the better the heavier it weighs, but it must not lead before every image
+    has found its place.
 
     Attributes:
-        steps: Adam steps; the rate falls to 0 along half a cosine.
-        learning_rate: Of Adam at step 0, in normalised units.
-        matching: Factor of the matching term, which is scaled as in `FedAvgLeakage`.
-        feature_span: Weight of the span prior.
-        rank: Directions of the span; ``None`` takes N for one local epoch, else 1.2 N. Those that known noise drowns
+        steps: Adam steps of the coarse part.
+        rounds: Rounds of the fine part; 0 leaves it out.
+        round_steps: Gradients of the matching term in each round.
+        hold: Adam steps for which each of them serves there.
+        learning_rate: Of Adam at the start, in normalised units; falls to its half in the coarse part, and then to 0
+            over the rounds.
+        matching: Factor f of the matching term, which is 1 for a simulated update of zero.
+        feature_span: Weight of the span prior at the start.
+        feature_span_end: Its weight in the end; geometric in between.
+        rank: Directions of the span; ``None`` takes N for one local epoch, else 1.6 N. Those that known noise drowns
             are left out; where less than N remain, or a known defense spoils the layer, so is the prior.
+        orders: K, random orders sampled in each round; 0 leaves the sampling out.
+        order_floor: Variance of a direction that no order moves, as a share of the update's energy.
+        renewal: An image is drawn anew at the start of a round if its share outside the span is so many times the
+            median; 0 never does.
         quadratic_variation: Weight of the smoothness prior.
         pixel_box: Weight of the prior that pixels lie in [0, 1].
         start_noise: Standard deviation of the start around the background, in normalised units.
         background: Grey level in [0, 1] that pictures are known to have in most places, where that is public (1 for a
             white page); ``None`` starts at the data set's mean.
-        simulation: How the local steps are followed, see `attacker.local_update`.
-        keep: The last iterate or the best one by matching loss.
+        simulation: How the local steps are followed, see `attacker.local_steps`.
         label_recovery: A name of LABEL_RECOVERIES, used where the threat model does not grant label counts.
         restarts: Runs, of which the lowest matching loss is kept.
 
@@ -64,17 +69,23 @@ class FeatureSpan:
         "FedSGD-Epoch"), and of Geiping et al., Inverting Gradients, NeurIPS 2020, Prop. 3.1.
     """
 
-    steps: int = 500
+    steps: int = 100
+    rounds: int = 3
+    round_steps: int = 20
+    hold: int = 4
     learning_rate: float = 0.4
-    matching: float = 2.0
-    feature_span: float = 300.0
+    matching: float = 250.0
+    feature_span: float = 700.0
+    feature_span_end: float = 1e5
     rank: int | None = None
+    orders: int = 16
+    order_floor: float = 1e-4
+    renewal: float = 4.0
     quadratic_variation: float = 3e-5
     pixel_box: float = 2.0
     start_noise: float = 0.3
     background: float | None = None
-    simulation: Simulation = "fedsgd_epoch"
-    keep: Literal["last", "best"] = "last"
+    simulation: Simulation = 5
     label_recovery: str = "automatic"
     restarts: int = 1
 
@@ -84,11 +95,19 @@ class FeatureSpan:
         Raises:
             ValueError: Naming the field, what was expected and what was got.
         """
-        check_at_least_one(steps=self.steps, restarts=self.restarts)
+        check_at_least_one(steps=self.steps, round_steps=self.round_steps, hold=self.hold, restarts=self.restarts)
         check_at_least_one(**({} if self.rank is None else {"rank": self.rank}))
-        check_positive(learning_rate=self.learning_rate, matching=self.matching)
-        check_not_negative(
+        check_positive(
+            learning_rate=self.learning_rate,
+            matching=self.matching,
             feature_span=self.feature_span,
+            feature_span_end=self.feature_span_end,
+            order_floor=self.order_floor,
+        )
+        check_not_negative(
+            rounds=self.rounds,
+            orders=self.orders,
+            renewal=self.renewal,
             quadratic_variation=self.quadratic_variation,
             pixel_box=self.pixel_box,
             start_noise=self.start_noise,
@@ -96,68 +115,140 @@ class FeatureSpan:
         if self.background is not None and not 0 <= self.background <= 1:
             raise ValueError(f"background must be in [0, 1], got {self.background}")
 
+    @property
+    def num_steps(self) -> int:
+        """Adam steps of a run, in all."""
+        return self.steps + self.rounds * self.round_steps * self.hold
+
     def __call__(
         self, observation: Observation, *, generator: torch.Generator, on_step: OnStep = ignore_progress
     ) -> Reconstruction:
-        """Reconstruct; arguments as for `Attack`.
-
-        Raises:
-            DoesNotApplyError: If the model has no fully connected layer.
-        """
+        """Reconstruct; arguments as for `Attack`."""
         if self.restarts > 1:
             once = BestOf(attack=replace(self, restarts=1), restarts=self.restarts)
             return once(observation, generator=generator, on_step=on_step)
         started = time.monotonic()
         problem = inversion_problem(observation, self.label_recovery, generator)
-        scale = problem.num_steps**2 / problem.num_batches
-        span = self._span(problem)
-
-        def matching(pixels: Tensor) -> Tensor:
-            return scale * layer_weighted_l2(problem.simulate(pixels, self.simulation), problem.observed)
-
-        optimum = minimise(
-            Objective(
-                matching=lambda variables: matching(problem.to_pixels(variables)),
-                priors=(
-                    *(() if span is None else ((self.feature_span, span),)),
-                    (self.quadratic_variation, quadratic_variation),
-                    (self.pixel_box, lambda variables: pixel_box(problem.to_pixels(variables))),
-                ),
-            ),
-            self._start(problem, generator),
-            Search(
-                steps=self.steps,
-                learning_rate=CosineDecay(start=self.learning_rate, num_steps=self.steps),
-                matching_factor=Constant(problem.trust * self.matching),
-                keep=self.keep,
-            ),
-            on_step=on_step,
+        span = image_span(problem, self.rank)
+        noise = no_order_noise(layer_weighted_vector(problem.observed))
+        optimum = self._search(self._parts()[0], problem, span, noise, self._start(problem, generator), on_step)
+        losses = [optimum.losses]
+        for part in self._parts()[1:]:
+            if optimum.outcome is not Outcome.FINISHED:
+                break
+            variables = self._renewed(optimum.variables, problem, span, generator)
+            if self.orders:
+                noise = sample_order_noise(
+                    problem,
+                    problem.to_pixels(variables).clamp(0.0, 1.0),
+                    self.simulation,
+                    num_orders=self.orders,
+                    floor=self.order_floor,
+                    generator=generator,
+                )
+            optimum = self._search(part, problem, span, noise, variables, on_step)
+            losses.append(optimum.losses)
+        found = reconstruction(
+            problem,
+            problem.to_pixels(optimum.variables),
+            replace(optimum, losses=torch.cat(losses)),
+            partial(_matching, problem, noise, self.simulation),
+            started=started,
         )
-        return reconstruction(problem, problem.to_pixels(optimum.variables), optimum, matching, started=started)
+        return (
+            replace(found, remarks=(*found.remarks, f"without the span: {span.reason}"))
+            if isinstance(span, NoSpan)
+            else found
+        )
+
+    def _parts(self) -> tuple["_Part", ...]:
+        length = self.round_steps * self.hold
+        # The coarse part ends, and the fine one starts, at half the rate.
+        coarse = CosineDecay(start=self.learning_rate, num_steps=2 * self.steps)
+        fine = CosineDecay(start=0.5 * self.learning_rate, num_steps=self.rounds * length)
+        return (
+            _Part(first=0, steps=self.steps, hold=1, rate=coarse),
+            *(
+                _Part(
+                    first=self.steps + number * length,
+                    steps=length,
+                    hold=self.hold,
+                    rate=partial(_shifted, fine, number * length),
+                )
+                for number in range(self.rounds)
+            ),
+        )
+
+    def _search(
+        self,
+        part: "_Part",
+        problem: InversionProblem,
+        span: ImageSpan | NoSpan,
+        noise: OrderNoise,
+        start: Tensor,
+        on_step: OnStep,
+    ) -> Optimum:
+        span_weight = GeometricRamp(start=self.feature_span, end=self.feature_span_end, num_steps=self.num_steps)
+
+        def prior(variables: Tensor, step: int) -> Tensor:
+            pixels = problem.to_pixels(variables)
+            smooth = self.quadratic_variation * quadratic_variation(variables) + self.pixel_box * pixel_box(pixels)
+            return smooth if isinstance(span, NoSpan) else smooth + span_weight(part.first + step) * span.prior(pixels)
+
+        def report(progress: Progress) -> None:
+            on_step(replace(progress, step=part.first + progress.step, num_steps=self.num_steps))
+
+        return minimise(
+            HeldMatching(
+                lambda variables: _matching(problem, noise, self.simulation, problem.to_pixels(variables)),
+                prior,
+                hold=part.hold,
+            ),
+            start,
+            Search(
+                steps=part.steps,
+                learning_rate=part.rate,
+                matching_factor=Constant(problem.trust * self.matching),
+            ),
+            on_step=report,
+        )
 
     def _start(self, problem: InversionProblem, generator: torch.Generator) -> Tensor:
         noise = self.start_noise * problem.noise(generator)
         return noise if self.background is None else noise + problem.to_normalised(self.background)
 
-    def _span(self, problem: InversionProblem) -> Term | None:
-        """Return the span prior as a function of normalised images; ``None`` where known defenses leave no span.
-
-        With fewer visible directions than images the prior would pull the features of all of them into too few.
-        """
-        layer = first_linear(problem.model)
-        weight = tensor_name(layer, "weight")
-        extra = 1.0 if problem.recipe.epochs == 1 else _DIRECTIONS_PER_IMAGE
-        rank = self.rank or math.ceil(extra * problem.num_images)
-        noise = problem.noise_variance(weight)
-        if noise:
-            rank = min(rank, visible_rank(problem.observed[weight], _CLEARLY * noise**0.5))
-        if problem.is_muted(weight) or (noise and rank < problem.num_images):
-            return None
-        basis = update_span(problem.observed[weight], rank)
-        return partial(_span_of_images, problem, layer, basis)
+    def _renewed(
+        self, variables: Tensor, problem: InversionProblem, span: ImageSpan | NoSpan, generator: torch.Generator
+    ) -> Tensor:
+        """Return the images with those drawn anew that the span exposes."""
+        fresh = self._start(problem, generator)
+        if isinstance(span, NoSpan) or not self.renewal:
+            return variables
+        return torch.where(span.exposed(problem.to_pixels(variables), self.renewal).view(-1, 1, 1, 1), fresh, variables)
 
 
-def _span_of_images(problem: InversionProblem, layer: str, basis: Tensor, variables: Tensor) -> Tensor:
-    pixels = problem.to_pixels(variables)
-    features, _ = inputs_of_layer(problem.model, layer, problem.parameters, problem.buffers, pixels)
-    return feature_span(features, basis=basis)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """Some of the Adam steps.
+
+    Attributes:
+        first: Steps before it.
+        steps: Its own.
+        hold: For how many of them a gradient of the matching term serves.
+        rate: Learning rate, by own step.
+    """
+
+    first: int
+    steps: int
+    hold: int
+    rate: Schedule
+
+
+def _shifted(schedule: Schedule, first: int, step: int) -> float:
+    return schedule(first + step)
+
+
+def _matching(problem: InversionProblem, noise: OrderNoise, simulation: Simulation, pixels: Tensor) -> Tensor:
+    simulated = layer_weighted_vector(problem.simulate(pixels, simulation))
+    observed = layer_weighted_vector(problem.observed)
+    return noise.squared_distance(observed - simulated) / observed.square().sum()

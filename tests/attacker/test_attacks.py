@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from attacker.attack import DoesNotApplyError, Outcome, Progress, Reconstruction
 from attacker.distances import layer_weighted_l2, layerwise_l2
 from attacker.gradient_matching import Objective, Search, minimise
-from attacker.inversion_problem import inversion_problem
+from attacker.image_span import ImageSpan, image_span
+from attacker.inversion_problem import inversion_problem, problem_with_labels
 from attacker.lbfgs import LbfgsSearch, minimise_lbfgs
 from attacker.matching import match
 from attacker.metrics.psnr import psnr_db
@@ -80,6 +81,8 @@ class Problem:
         images, labels = self.private_batch()
         return observe(self.model(data), data, images, labels, recipe=self.recipe, threat_model=self.threat_model)
 
+
+SPAN = {"steps": 60, "rounds": 2, "round_steps": 12, "hold": 3, "orders": 4}
 
 PROBLEMS = {
     "analytic: one image": Problem(attack="analytic", model=mlp, gain_db=60),
@@ -210,16 +213,17 @@ PROBLEMS = {
         threat_model=FULL_KNOWLEDGE,
         gain_db=8,
     ),
-    "feature span: fedsgd": Problem(attack="feature_span", options={"steps": 150}, num_images=3, gain_db=8),
-    "feature span: local epochs": Problem(
-        attack="feature_span", options={"steps": 150}, num_images=4, recipe=LOCAL, gain_db=8
-    ),
+    "feature span: fedsgd": Problem(attack="feature_span", options=SPAN, num_images=3, gain_db=8),
+    "feature span: local epochs": Problem(attack="feature_span", options=SPAN, num_images=4, recipe=LOCAL, gain_db=8),
     "feature span: full simulation, known background": Problem(
         attack="feature_span",
-        options={"steps": 150, "simulation": "full", "background": 0.5},
+        options={**SPAN, "simulation": "full", "background": 0.5},
         num_images=4,
         recipe=LOCAL,
         gain_db=8,
+    ),
+    "feature span: the coarse part alone": Problem(
+        attack="feature_span", options={"steps": 150, "rounds": 0}, num_images=4, recipe=LOCAL, gain_db=8
     ),
 }
 
@@ -236,7 +240,8 @@ def decibels(images: Tensor, truth: Tensor) -> float:
 def test_attacks_solve_what_they_must(name: str) -> None:
     problem = PROBLEMS[name]
     truth, labels = problem.private_batch()
-    reconstruction = run(build(ATTACKS[problem.attack], problem.options, where="options"), problem.observe())
+    attack = build(ATTACKS[problem.attack], problem.options, where="options")
+    reconstruction = run(attack, problem.observe())
     # Not even a server that knew each picture's mean colour could do better with a constant picture.
     baseline = decibels(truth.mean(dim=(-2, -1), keepdim=True).expand_as(truth), truth)
     assert decibels(reconstruction.images, truth) > baseline + problem.gain_db
@@ -245,9 +250,8 @@ def test_attacks_solve_what_they_must(name: str) -> None:
     assert reconstruction.images.max() <= 1
     assert torch.equal(reconstruction.labels.sort().values, labels)
     assert reconstruction.outcome is Outcome.FINISHED
-    assert len(reconstruction.losses) == problem.options.get(
-        "steps", problem.options.get("options", {}).get("steps", 0)
-    )
+    steps = problem.options.get("steps", problem.options.get("options", {}).get("steps", 0))
+    assert len(reconstruction.losses) == getattr(attack, "num_steps", steps)
 
 
 def test_every_attack_has_a_problem_and_a_description() -> None:
@@ -259,7 +263,7 @@ def test_every_attack_has_a_problem_and_a_description() -> None:
 
 SHORT: dict[str, dict[str, Any]] = {
     "fedavg_leakage": {"steps": 3},
-    "feature_span": {"steps": 3},
+    "feature_span": {"steps": 3, "rounds": 1, "round_steps": 1, "hold": 2, "orders": 2},
     "inverting_gradients": {"steps": 3},
     "gradinversion": {"steps": 3, "group_size": 2, "group_start": 1, "group_refresh": 1},
     "dlg": {"steps": 3, "iterations_per_step": 2},
@@ -290,8 +294,11 @@ def test_progress_counts_the_steps_through_all_restarts(name: str) -> None:
     seen: list[Progress] = []
     attack = build(ATTACKS[name], {**SHORT[name], "restarts": 2}, where="options")
     reconstruction = run(attack, observation, on_step=seen.append)
-    assert [(progress.step, progress.num_steps) for progress in seen] == [(step, 6) for step in range(1, 7)]
-    assert reconstruction.losses.shape == (3,)
+    steps = getattr(attack, "num_steps", 3)
+    assert [(progress.step, progress.num_steps) for progress in seen] == [
+        (step, 2 * steps) for step in range(1, 2 * steps + 1)
+    ]
+    assert reconstruction.losses.shape == (steps,)
 
 
 def test_the_best_restart_has_the_lowest_matching_loss() -> None:
@@ -333,7 +340,9 @@ def test_a_destroyed_update_is_an_outcome(name: str) -> None:
     (FedAvgLeakage, {"simulation": "fedsgd"}, "needs variables = 'shared'"),
     (FeatureSpan, {"rank": 0}, "rank must be >= 1, got 0"),
     (FeatureSpan, {"background": 2.0}, "background must be in"),
-    (FeatureSpan, {"feature_span": -1.0}, "feature_span must be a finite number >= 0"),
+    (FeatureSpan, {"feature_span": -1.0}, "feature_span must be a positive number, got -1.0"),
+    (FeatureSpan, {"hold": 0}, "hold must be >= 1, got 0"),
+    (FeatureSpan, {"orders": -1}, "orders must be a finite number >= 0"),
     (InvertingGradients, {"learning_rate": 0.0}, "learning_rate must be a positive number, got 0.0"),
     (InvertingGradients, {"total_variation": float("nan")}, "total_variation must be a finite number"),
     (GradInversion, {"group_size": 0}, "group_size must be >= 1, got 0"),
@@ -402,9 +411,16 @@ def test_the_order_of_the_recorded_tensors_does_not_matter() -> None:
 def test_a_model_without_a_fully_connected_layer_has_no_feature_span() -> None:
     model = seeded(lambda: nn.Sequential(Normalisation(GREY.mean, GREY.std), nn.Conv2d(1, 4, 8), nn.Flatten()))
     observation = observe(model, GREY, pictures(1), torch.tensor([1]), threat_model=FULL_KNOWLEDGE)
-    with pytest.raises(DoesNotApplyError, match=r"torch\.nn\.Linear"):
-        run(FeatureSpan(steps=1), observation)
-    assert run(InvertingGradients(steps=2), observation).outcome is Outcome.FINISHED
+    found = run(FeatureSpan(steps=2, rounds=1, round_steps=1), observation)
+    assert found.outcome is Outcome.FINISHED
+    assert any("no torch.nn.Linear" in remark for remark in found.remarks)
+
+
+def test_more_images_than_units_leave_no_span() -> None:
+    data, labels = spec(), torch.arange(6) % 4
+    observation = observe(cnn(data, hidden=5), data, pictures(6), labels, threat_model=NO_COUNTS)
+    found = run(FeatureSpan(steps=2, rounds=1, round_steps=1), observation)
+    assert any("6 images and 5 units" in remark for remark in found.remarks)
 
 
 def test_granted_counts_must_fit() -> None:
@@ -584,3 +600,16 @@ def test_schedules_by_hand() -> None:
     assert WarmUpCosine(peak=1.0, warm_up=50, num_steps=3)(2) == pytest.approx(3 / 50)
     cosine = CosineDecay(start=1.0, num_steps=4)
     assert (cosine(0), cosine(2), cosine(4)) == pytest.approx((1.0, 0.5, 0.0))
+
+
+def test_the_span_exposes_mixtures_and_copies() -> None:
+    data, labels = spec(), torch.arange(5) % 4
+    truth = pictures(5, seed=3)
+    problem = problem_with_labels(observe(cnn(data), data, truth, labels), labels)
+    span = image_span(problem)
+    assert isinstance(span, ImageSpan)
+    assert not span.exposed(truth, 4.0).any()
+    spoilt = truth.clone()
+    spoilt[1] = (spoilt[0] + 0.02 * pictures(1, seed=4)).clamp(0, 1)  # a copy, a little off
+    spoilt[3] = 0.5 * (truth[2] + pictures(1, seed=5)[0])
+    assert span.exposed(spoilt, 4.0).tolist() == [False, True, False, True, False]
