@@ -37,6 +37,7 @@ class Leakage:
         realistic: Whether the attacker has only what an honest-but-curious server has.
         updates: Attacked updates, over rounds, clients and seeds.
         values: What `attacker.results.score_values` names, and ``wrong_label_share``; what was not measured is absent.
+        not_followed: What an attacker who knows the defense could not follow, and why.
     """
 
     title: str
@@ -44,6 +45,7 @@ class Leakage:
     realistic: bool
     updates: int
     values: dict[str, Estimate]
+    not_followed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +150,14 @@ def _leakage(attack: StudyAttack, results: Sequence[Result]) -> Leakage:
         realistic=THREAT_MODELS[setting.threat_model].realistic,
         updates=len(own),
         values={name: value for name, value in values.items() if value is not None},
+        not_followed=tuple(
+            dict.fromkeys(
+                remark
+                for result in own
+                for remark in result.reconstruction.remarks
+                if remark.startswith("does not follow")
+            )
+        ),
     )
 
 

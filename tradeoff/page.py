@@ -11,7 +11,7 @@ from attacker.report.wording import decibel
 from tradeoff.figures import tradeoff_plots
 from tradeoff.gallery import GalleryRow
 from tradeoff.outcomes import Outcome
-from tradeoff.rendering import READING, cells, header, setting
+from tradeoff.rendering import READING, cells, header, not_followed, setting
 from tradeoff.study import Study
 
 
@@ -41,6 +41,7 @@ def render(study: Study, found: Sequence[Outcome], rows: Sequence[GalleryRow], *
         table=[(cells(outcome), outcome.undominated) for outcome in found],
         gallery=[(row.title, _pictures(row)) for row in rows],
         reading=READING,
+        not_followed=not_followed(found),
         command=command,
     )
 

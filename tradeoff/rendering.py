@@ -27,7 +27,9 @@ def markdown(study: Study, found: Sequence[Outcome], *, command: str) -> str:
         *(cells(outcome) for outcome in found),
     ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"# Defenses: {study.experiment.name}\n\n    {command}\n\n{setting(study)}\n\n{table}\n\n{READING}\n"
+    remarks = "".join(f"\n- {remark}" for remark in not_followed(found))
+    text = f"# Defenses: {study.experiment.name}\n\n    {command}\n\n{setting(study)}\n\n{table}\n\n{READING}\n"
+    return f"{text}{remarks}\n" if remarks else text
 
 
 def setting(study: Study) -> str:
@@ -40,6 +42,16 @@ def setting(study: Study) -> str:
         f"eta = {recipe.learning_rate:g}, {rounds} round{'s' if rounds > 1 else ''}; attacked: rounds "
         f"{_selection(attacked.rounds)}, clients {_selection(attacked.clients)}; federation seeds "
         f"{', '.join(map(str, study.seeds))}; recovered means above {experiment.scoring.recovered_threshold_db:g} dB."
+    )
+
+
+def not_followed(found: Sequence[Outcome]) -> tuple[str, ...]:
+    """Return a line for each arm and attack that knew a defense and could not follow it, with the reason."""
+    return tuple(
+        f"{outcome.arm.label}, {leakage.title}: {remark}"
+        for outcome in found
+        for leakage in outcome.leakages
+        for remark in leakage.not_followed
     )
 
 

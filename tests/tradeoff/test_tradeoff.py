@@ -46,6 +46,7 @@ chain = [{ name = "clipping", options = { clip_norm = 0.1 } }, { name = "sign" }
 [[defend.attacks]]
 [[defend.attacks]]
 name = "analytic"
+threat_model = "known_defenses"
 """
 
 
@@ -191,6 +192,11 @@ def _check_output(study: Study, found: tuple[Outcome, ...], done: tuple) -> None
     page = render(study, found, rows, command="fl-sim defend <study>")
     assert page.count("<svg") == 2
     assert "fl-sim defend &lt;study&gt;" in page
+    # What knows a defense and cannot follow it says so, beside the number that flatters the defense.
+    remark = "both, analytic: does not follow the defenses: the closed form"
+    assert remark in page
+    assert f"- {remark}" in markdown(study, found, command="x")
+    assert not found[0].leakages[1].not_followed
     assert len(tradeoff_plots(found)) == 2
     assert draw_picture(found).axes
     assert "| gaussian_noise, stddev = 10 |" in markdown(study, found, command="x").replace("◆ ", "")
