@@ -17,8 +17,10 @@ class EventKind(StrEnum):
     """What happened."""
 
     FEDERATION_STARTED = "federation_started"
+    FEDERATION_RESUMED = "federation_resumed"
     ROUND_STARTED = "round_started"
     REPLY_RECEIVED = "reply_received"
+    REPLY_FAILED = "reply_failed"
     ROUND_RECORDED = "round_recorded"
     EVALUATED = "evaluated"
     WARNING = "warning"
@@ -31,12 +33,12 @@ class Event:
 
     Attributes:
         kind: What happened.
-        server_round: The round, 0 before the first.
+        server_round: The round, 0 before the first; the last one that was done, for FEDERATION_RESUMED.
         total: Rounds for FEDERATION_STARTED, clients asked for ROUND_STARTED.
         failures: Failed replies, for ROUND_RECORDED.
         accuracy: Central accuracy in [0, 1], for EVALUATED.
         loss: Central loss, for EVALUATED.
-        message: What a person should know, for WARNING.
+        message: What a person should know, for FEDERATION_RESUMED, REPLY_FAILED and WARNING.
     """
 
     kind: EventKind
@@ -63,6 +65,16 @@ def append_event(path: Path, event: Event) -> None:
         stream.write(json.dumps(asdict(event)) + "\n")
 
 
+def drop_torn_event(path: Path) -> None:
+    """Cut off a last line that a killed writer left unfinished, so that the next one stands alone."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with path.open("r+b") as stream:
+            stream.truncate(content.rfind(b"\n") + 1)
+
+
 def read_events(path: Path, *, skip: int = 0) -> list[Event]:
     """Read the complete lines of an event file after the first ``skip``."""
     if not path.exists():
@@ -71,15 +83,18 @@ def read_events(path: Path, *, skip: int = 0) -> list[Event]:
     return [_EVENT.validate_json(line) for line in lines[skip:]]
 
 
-def follow_events(path: Path, is_running: Callable[[], bool], *, interval: float = 0.1) -> Iterator[Event]:
+def follow_events(
+    path: Path, is_running: Callable[[], bool], *, skip: int = 0, interval: float = 0.1
+) -> Iterator[Event]:
     """Yield events as they are written, until the writer no longer runs and everything has been read.
 
     Args:
         path: The event file; it may not exist yet.
         is_running: Says whether the writing process still runs.
+        skip: Events that were there before.
         interval: Seconds between two looks.
     """
-    seen = 0
+    seen = skip
     while True:
         running = is_running()
         for event in read_events(path, skip=seen):

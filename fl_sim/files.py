@@ -7,6 +7,7 @@ file in the same folder and a rename, so that a crash leaves the old file or the
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,9 @@ import safetensors.torch
 from torch import Tensor
 
 from fl_sim.errors import RecordingError
+
+# As `write_bytes` names a file before it is whole.
+_LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}")
 
 
 def write_bytes(path: Path, content: bytes) -> str:
@@ -34,6 +38,13 @@ def write_bytes(path: Path, content: bytes) -> str:
         Path(temporary).unlink(missing_ok=True)
         raise
     return hashlib.sha256(content).hexdigest()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed writers have left below a folder; call it where nobody writes."""
+    for path in folder.rglob(".*"):
+        if _LEFTOVER.fullmatch(path.name) and not path.is_dir():
+            path.unlink()
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> str:

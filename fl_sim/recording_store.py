@@ -14,6 +14,7 @@ File names follow from round and client id and are never read from a file. `docs
 format for other readers.
 """
 
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ from fl_sim.server_privacy import CentralPrivacy, SecureAggregation
 
 FORMAT = "fl-sim-recording"
 VERSION = 1
+_MOST_DIGITS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +201,18 @@ class RecordingStore:
         """Write what central differential privacy guarantees, as `fl_sim.central_accounting` words it."""
         write_json(self.folder / "central_privacy.json", guarantee)
 
+    def drop_rounds_after(self, server_round: int) -> tuple[int, ...]:
+        """Delete the rounds after one, whole or half-written, and return their numbers: a resumed server's first step.
+
+        Args:
+            server_round: The last round that stays.
+        """
+        names = (path.name for path in (self.folder / "rounds").glob("*"))
+        later = sorted(number for name in names if (number := _round_number(name)) and number > server_round)
+        for number in later:
+            shutil.rmtree(self._round_folder(number))
+        return tuple(later)
+
     # Reading, by anyone.
 
     def read_guarantee(self) -> dict[str, Any] | None:
@@ -214,7 +228,7 @@ class RecordingStore:
         """Return the recorded rounds in order; a round without ``round.json`` never ended and is left out."""
         folder = self.folder / "rounds"
         names = (path.parent.name for path in folder.glob("*/round.json"))
-        return tuple(sorted(int(name) for name in names if name.isascii() and name.isdecimal()))
+        return tuple(sorted(number for name in names if (number := _round_number(name))))
 
     def kept_clients(self, server_round: int) -> tuple[int, ...]:
         """Return the clients whose update of that round is stored, in order."""
@@ -344,6 +358,12 @@ class RecordingStore:
 
     def _aggregate_path(self, server_round: int) -> Path:
         return self._round_folder(server_round) / "aggregate.safetensors"
+
+
+def _round_number(name: str) -> int | None:
+    """Return the round whose folder has this name, or ``None`` where it is none."""
+    is_number = name.isascii() and name.isdecimal() and len(name) < _MOST_DIGITS
+    return int(name) if is_number and name == f"{int(name):04d}" else None
 
 
 def _join(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:

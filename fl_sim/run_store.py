@@ -6,6 +6,8 @@ runs/20261121-120000-digits/
   status.json       running, finished or failed, and why
   events.jsonl      progress, followed by terminals and pages
   evaluations.json  central accuracy and loss by round
+  engine.json       which engine ran the federation, and its process
+  checkpoint/       where an unfinished federation stands (`checkpoint`)
   recording/        what the server saw (`recording_store`)
   truth/            where the private images can be found again; read by the scorer only
   attacks/          reconstructions, written by the attacker
@@ -25,6 +27,7 @@ from typing import Any
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
+from fl_sim.checkpoint import CheckpointStore
 from fl_sim.config import Experiment, read_experiment, to_plain
 from fl_sim.errors import ConfigError, RecordingError
 from fl_sim.files import read_json, write_bytes, write_json
@@ -75,6 +78,7 @@ class RunStore:
         """Point at the folder; use `create_run` or `open_run` to make or check it."""
         self.folder = folder
         self.recording = RecordingStore(folder / "recording")
+        self.checkpoint = CheckpointStore(folder / "checkpoint")
         self.events_path = folder / "events.jsonl"
         self.attacks = folder / "attacks"
         self.scores = folder / "scores"
@@ -105,6 +109,15 @@ class RunStore:
         """Return where the federation stands."""
         return _parse(RunStatus, self.folder / "status.json", read_json(self.folder / "status.json"))
 
+    def write_engine(self, name: str, pid: int) -> None:
+        """Say which engine runs the federation, and the id of its process."""
+        write_json(self.folder / "engine.json", {"engine": name, "pid": pid})
+
+    def engine(self) -> str | None:
+        """Return the engine that ran the federation last, or ``None`` where none has."""
+        path = self.folder / "engine.json"
+        return str(read_json(path).get("engine")) if path.exists() else None
+
     def write_evaluations(self, evaluations: list[RoundEvaluation]) -> None:
         """Write all central evaluations so far."""
         write_json(self.folder / "evaluations.json", {"evaluations": [asdict(entry) for entry in evaluations]})
@@ -128,6 +141,8 @@ def create_run(experiment: Experiment, runs_dir: Path) -> RunStore:
     """
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     run = RunStore(_new_folder(runs_dir, f"{re.sub('[-:Z]', '', created).replace('T', '-')}-{experiment.name}"))
+    plain = to_plain(experiment)
+    experiment_sha256 = write_bytes(run.folder / "experiment.toml", tomli_w.dumps(plain).encode())
     write_json(
         run.folder / "run.json",
         {
@@ -136,13 +151,12 @@ def create_run(experiment: Experiment, runs_dir: Path) -> RunStore:
             "name": experiment.name,
             "created": created,
             "seed": experiment.seed,
-            "packages": {name: _package_version(name) for name in _RECORDED_PACKAGES},
+            "experiment_sha256": experiment_sha256,
+            "packages": installed_packages(),
             "python": platform.python_version(),
             "machine": platform.platform(),
         },
     )
-    write_bytes(run.folder / "experiment.toml", tomli_w.dumps(to_plain(experiment)).encode())
-    plain = to_plain(experiment)
     write_json(run.folder / "truth" / "truth.json", {"seed": experiment.seed, "data": plain["data"]})
     run.write_status(RunStatus(state=RunState.RUNNING))
     return run
@@ -200,6 +214,11 @@ def _new_folder(runs_dir: Path, name: str) -> Path:
             continue
         return folder
     raise RecordingError(f"{runs_dir}: too many runs named {name!r} in one second")
+
+
+def installed_packages() -> dict[str, str]:
+    """Return the versions of the packages on which a run's bits depend."""
+    return {name: _package_version(name) for name in _RECORDED_PACKAGES}
 
 
 def _package_version(name: str) -> str:

@@ -5,7 +5,7 @@ with a wrong tensor ends the run. Here clients are drawn by client id from our o
 client id, and a bad reply is dropped before FedAvg sees it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class ReproducibleFedAvg(FedAvg):
         seed: int,
         clients_per_round: int | None = None,
         min_replies: int = 1,
+        before_round: Callable[[], None] = lambda: None,
     ) -> None:
         """Configure the strategy.
 
@@ -45,6 +46,7 @@ class ReproducibleFedAvg(FedAvg):
             seed: The run seed; decides which clients are drawn.
             clients_per_round: Clients drawn each round; ``None`` takes all.
             min_replies: Usable replies without which a round leaves the global model as it was.
+            before_round: Called before the clients of a round are looked up; may change the registry.
         """
         super().__init__()
         self.registry = registry
@@ -52,6 +54,7 @@ class ReproducibleFedAvg(FedAvg):
         self.seed = seed
         self.clients_per_round = clients_per_round
         self.min_replies = min_replies
+        self._before_round = before_round
         self._sent: dict[str, Tensor] = {}
 
     def summary(self) -> None:
@@ -61,6 +64,7 @@ class ReproducibleFedAvg(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Draw clients by id and address the global model to them, by rising client id."""
+        self._before_round()
         parameters, buffers = unpack_arrays(arrays, self.layout)
         self._sent = {**parameters, **buffers}
         config["server-round"] = server_round
