@@ -4,6 +4,7 @@
     ├── ConfigError        the experiment or a command's argument is wrong; nothing was written
     ├── MissingDataError   a data set, a weight file or the truth is not where it should be
     ├── RecordingError     a file of a run is damaged, foreign or of another version
+    ├── StorageError       a file cannot be written: the disk is full, or not ours
     └── FederationError    the federation itself failed; the message names the log
 
 Messages say what was expected, what was found, under which name, and what to do. Anything else that is raised is a
@@ -25,6 +26,10 @@ class MissingDataError(FlSimError):
 
 class RecordingError(FlSimError):
     """A file of a run folder cannot be trusted."""
+
+
+class StorageError(FlSimError):
+    """A file cannot be written."""
 
 
 class FederationError(FlSimError):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from fl_sim.files import as_storage_error
+
 
 class EventKind(StrEnum):
     """What happened."""
@@ -60,8 +62,12 @@ def ignore_event(event: Event) -> None:
 
 
 def append_event(path: Path, event: Event) -> None:
-    """Append one event as a JSON line."""
-    with path.open("a", encoding="utf-8") as stream:
+    """Append one event as a JSON line.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    with as_storage_error(path), path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(asdict(event)) + "\n")
 
 

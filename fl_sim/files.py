@@ -4,12 +4,14 @@ Tensors are safetensors, everything else is JSON or TOML; nothing is ever unpick
 file in the same folder and a rename, so that a crash leaves the old file or the new one, never half of one.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,45 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from fl_sim.errors import RecordingError
+from fl_sim.errors import RecordingError, StorageError
 
 # As `write_bytes` names a file before it is whole.
 _LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}")
 
 
 def write_bytes(path: Path, content: bytes) -> str:
-    """Write a file atomically, creating its folder, and return the SHA-256 of its content."""
+    """Write a file atomically, creating its folder, and return the SHA-256 of its content.
+
+    Raises:
+        StorageError: If it cannot be written; an older file of that name is as it was.
+    """
+    with as_storage_error(path):
+        _write_whole(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+@contextlib.contextmanager
+def as_storage_error(path: Path) -> Generator[None]:
+    """Name the file that could not be written, and say what to do."""
+    try:
+        yield
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "free some space" if is_full else "see that the folder is there and ours to write"
+        raise StorageError(
+            f"{path}: cannot be written ({error.strerror or error}); what was written before is whole: {remedy}, and "
+            "go on with the same command, or with 'fl-sim run --resume RUN' if it was a federation"
+        ) from error
+
+
+def overwrite_bytes(path: Path, content: bytes) -> None:
+    """Write into a file that is there, which needs no space where it does not grow; a crash leaves half of it."""
+    with as_storage_error(path), path.open("r+b") as stream:
+        stream.write(content)
+        stream.truncate()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -37,7 +70,6 @@ def write_bytes(path: Path, content: bytes) -> str:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return hashlib.sha256(content).hexdigest()
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -49,7 +81,12 @@ def remove_leftovers(folder: Path) -> None:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> str:
     """Write strict JSON (no NaN) atomically and return its SHA-256."""
-    return write_bytes(path, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
+    return write_bytes(path, encode_json(data))
+
+
+def encode_json(data: Mapping[str, Any]) -> bytes:
+    """Return strict JSON (no NaN), as it stands in the files of a run."""
+    return (json.dumps(data, indent=2, allow_nan=False) + "\n").encode()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:

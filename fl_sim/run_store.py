@@ -29,8 +29,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from fl_sim.checkpoint import CheckpointStore
 from fl_sim.config import Experiment, read_experiment, to_plain
-from fl_sim.errors import ConfigError, RecordingError
-from fl_sim.files import read_json, write_bytes, write_json
+from fl_sim.errors import ConfigError, RecordingError, StorageError
+from fl_sim.files import encode_json, overwrite_bytes, read_json, write_bytes, write_json
 from fl_sim.options import first_problem
 from fl_sim.recording_store import RecordingStore
 
@@ -102,8 +102,18 @@ class RunStore:
         return read_json(self.folder / "run.json")
 
     def write_status(self, status: RunStatus) -> None:
-        """Say where the federation stands."""
-        write_json(self.folder / "status.json", asdict(status))
+        """Say where the federation stands, on a full disk too.
+
+        Raises:
+            StorageError: If the file cannot be written.
+        """
+        path, content = self.folder / "status.json", encode_json(asdict(status))
+        try:
+            write_bytes(path, content)
+        except StorageError:
+            if not path.exists():
+                raise
+            overwrite_bytes(path, content)
 
     def status(self) -> RunStatus:
         """Return where the federation stands."""

@@ -21,7 +21,7 @@ from fl_sim.errors import ConfigError, RecordingError
 from fl_sim.events import EventKind, read_events
 from fl_sim.parameters import flatten
 from fl_sim.resumption import prepare_resumption
-from fl_sim.run_lock import locked
+from fl_sim.run_lock import is_locked, locked
 from fl_sim.run_store import RunState, RunStatus, RunStore, create_run, list_runs
 from fl_sim.server_app import build_server_app
 
@@ -263,6 +263,8 @@ def test_after_sigkill_the_command_goes_on(tiny_settings, run_tiny, tmp_path, mo
     assert refused.exit_code == 2
     assert "its federation is still running" in refused.stderr
     os.killpg(engine, signal.SIGKILL)
+    while is_locked(run.folder):
+        time.sleep(0.01)
     monkeypatch.chdir(tmp_path)
     assert "killed" in CliRunner().invoke(app, ["runs"]).stdout
 
