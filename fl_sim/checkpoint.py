@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from fl_sim.errors import RecordingError
+from fl_sim.errors import RecordingError, brief
 from fl_sim.files import read_json, read_tensors, write_json, write_tensors
 from fl_sim.options import first_problem
 
@@ -85,7 +85,8 @@ class CheckpointStore:
         found = data.pop("format", None), data.pop("version", None)
         if found != (FORMAT, VERSION):
             raise RecordingError(
-                f"{path}: expected format {FORMAT!r} version {VERSION}, got {found[0]!r} version {found[1]}"
+                f"{path}: expected format {FORMAT!r} version {VERSION}, got {brief(repr(found[0]))} version "
+                f"{brief(repr(found[1]))}"
             )
         try:
             entry = _ENTRY.validate_python(data)
@@ -100,7 +101,7 @@ class CheckpointStore:
             if name in tensors and (tensors[name].shape, tensors[name].dtype) != (like.shape, like.dtype)
         ]
         if wrong:
-            raise RecordingError(f"{path}: expected the tensors of the run's model; these differ: {wrong}")
+            raise RecordingError(f"{path}: expected the tensors of the run's model; these differ: {brief(str(wrong))}")
         return entry.state, {name: tensors[name] for name in expected}
 
     def remove(self) -> None:

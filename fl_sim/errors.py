@@ -11,6 +11,8 @@ Messages say what was expected, what was found, under which name, and what to do
 defect of this project.
 """
 
+_MOST_LETTERS = 300
+
 
 class FlSimError(Exception):
     """Base of all errors that are shown to a person as one line."""
@@ -34,3 +36,10 @@ class StorageError(FlSimError):
 
 class FederationError(FlSimError):
     """The federation did not finish."""
+
+
+def brief(said: object) -> str:
+    """Return what a file, a client or a library has said as one printable line, short enough for a message."""
+    text = str(said)[: 4 * _MOST_LETTERS]
+    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+    return line if len(line) <= _MOST_LETTERS else line[:_MOST_LETTERS] + "…"

@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from fl_sim.files import as_storage_error
+from fl_sim.errors import RecordingError
+from fl_sim.files import as_storage_error, read_text
+from fl_sim.options import first_problem
 
 
 class EventKind(StrEnum):
@@ -82,11 +84,18 @@ def drop_torn_event(path: Path) -> None:
 
 
 def read_events(path: Path, *, skip: int = 0) -> list[Event]:
-    """Read the complete lines of an event file after the first ``skip``."""
+    """Read the complete lines of an event file after the first ``skip``.
+
+    Raises:
+        RecordingError: If the file is no text, or a line no event.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [_EVENT.validate_json(line) for line in lines[skip:]]
+    lines = read_text(path).split("\n")[:-1]
+    try:
+        return [_EVENT.validate_json(line) for line in lines[skip:]]
+    except ValidationError as error:
+        raise RecordingError(f"{path}: {first_problem(error)}; the file is damaged or foreign") from error
 
 
 def follow_events(

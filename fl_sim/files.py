@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -19,8 +20,9 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from fl_sim.errors import RecordingError, StorageError
+from fl_sim.errors import RecordingError, StorageError, brief
 
+_MOST_BYTES_OF_JSON = 2**28
 # As `write_bytes` names a file before it is whole.
 _LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}")
 
@@ -101,11 +103,11 @@ def read_json(path: Path, *, sha256: str | None = None) -> dict[str, Any]:
     Raises:
         RecordingError: If the file is missing, damaged, or does not hold an object.
     """
-    content = _read(path, sha256)
+    content = _read(path, sha256, most_bytes=_MOST_BYTES_OF_JSON)
     try:
         data: Any = json.loads(content)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise RecordingError(f"{path}: not valid JSON ({error}); the file is damaged or foreign") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError as well
+        raise RecordingError(f"{path}: not valid JSON ({brief(error)}); the file is damaged or foreign") from error
     if not isinstance(data, dict):
         raise RecordingError(f"{path}: expected a JSON object, got {type(data).__name__}")
     return data
@@ -121,20 +123,73 @@ def read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise RecordingError(f"{path}: not a safetensors file ({error}); the file is damaged or foreign") from error
+        reason = f"{path}: not a safetensors file ({brief(error)}); the file is damaged or foreign"
+        raise RecordingError(reason) from error
 
 
-def _read(path: Path, sha256: str | None) -> bytes:
+def check_enclosed(folder: Path) -> None:
+    """Refuse a folder from which a link leads out, or that holds anything but files, folders and links.
+
+    What is read or written below it then stays below it.
+
+    Raises:
+        RecordingError: With the name of the first such entry.
+    """
+    root = folder.resolve()
+    waiting = [folder]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                path = Path(entry.path)
+                if entry.is_symlink():
+                    if not _leads_into(root, path):
+                        raise RecordingError(
+                            f"{path}: a link that leads out of the run folder; put what it points to into its place"
+                        )
+                elif entry.is_dir():
+                    waiting.append(path)
+                elif not entry.is_file():
+                    raise RecordingError(f"{path}: expected a file or a folder, got a device, a pipe or a socket")
+
+
+def _leads_into(root: Path, link: Path) -> bool:
     try:
-        content = path.read_bytes()
+        return link.resolve().is_relative_to(root)
+    except (OSError, RuntimeError):  # links in a circle
+        return False
+
+
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+        RecordingError: If it is missing, too large, or no text.
+    """
+    try:
+        return _read(path, None, most_bytes=_MOST_BYTES_OF_JSON).decode()
+    except UnicodeDecodeError as error:
+        raise RecordingError(f"{path}: not text ({brief(error)}); the file is damaged or foreign") from error
+
+
+def _read(path: Path, sha256: str | None, *, most_bytes: int | None = None) -> bytes:
+    try:
+        # Opened without waiting: a pipe in the place of a file would be waited for, for ever.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+            found_file = os.fstat(stream.fileno())
+            if not stat.S_ISREG(found_file.st_mode):
+                raise RecordingError(f"{path}: expected a regular file, got something else")
+            if most_bytes is not None and found_file.st_size > most_bytes:
+                raise RecordingError(f"{path}: expected at most {most_bytes} bytes, got {found_file.st_size}")
+            content = stream.read()
     except FileNotFoundError as error:
         raise RecordingError(f"{path}: the file is missing") from error
-    except OSError as error:
-        raise RecordingError(f"{path}: cannot be read ({error})") from error
+    except (OSError, ValueError) as error:
+        raise RecordingError(f"{path}: cannot be read ({brief(error)})") from error
     if sha256 is not None:
         found = hashlib.sha256(content).hexdigest()
         if found != sha256:
             raise RecordingError(
-                f"{path}: the content was changed after recording (SHA-256 expected {sha256[:12]}…, got {found[:12]}…)"
+                f"{path}: the content was changed after recording "
+                f"(SHA-256 expected {brief(sha256[:12])}…, got {found[:12]}…)"
             )
     return content

@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from fl_sim.errors import RecordingError
+from fl_sim.errors import RecordingError, brief
 from fl_sim.files import read_json, read_tensors, write_json, write_tensors
 from fl_sim.options import first_problem
 from fl_sim.records import (
@@ -297,6 +297,7 @@ class RecordingStore:
         for client_id in wanted:
             path = self._update_path(server_round, client_id)
             tensors, update_buffers = _read_model(path, manifest, sha256=kept[client_id].sha256)
+            _check_like(path, {**tensors, **update_buffers}, {**parameters, **buffers})
             updates.append(
                 ClientUpdate(
                     server_round=server_round,
@@ -315,15 +316,18 @@ class RecordingStore:
             updates=tuple(updates),
             failures=entry.failures,
             masked=_masked_replies(entry),
-            aggregate=self._read_aggregate(entry, manifest),
+            aggregate=self._read_aggregate(entry, manifest, {**parameters, **buffers}),
         )
 
-    def _read_aggregate(self, entry: _RoundEntry, manifest: Manifest) -> AggregatedUpdate | None:
+    def _read_aggregate(
+        self, entry: _RoundEntry, manifest: Manifest, like: Mapping[str, Tensor]
+    ) -> AggregatedUpdate | None:
         secure = entry.secure_aggregation
         if secure is None or secure.aggregate_sha256 is None:
             return None
         path = self._aggregate_path(entry.server_round)
         tensors, buffers = _read_model(path, manifest, sha256=secure.aggregate_sha256)
+        _check_like(path, {**tensors, **buffers}, like)
         sizes = {reply.client_id: reply.num_examples for reply in secure.masked}
         absent = [client_id for client_id in secure.clients if client_id not in sizes]
         if absent:
@@ -388,7 +392,18 @@ def _file_names(manifest: Manifest) -> list[str]:
 def _check_names(path: Path, tensors: Mapping[str, Tensor], expected: Collection[str]) -> None:
     wrong = sorted(tensors.keys() ^ set(expected))
     if wrong:
-        raise RecordingError(f"{path}: expected the tensors that the manifest names; missing or unexpected: {wrong}")
+        names = brief(str(wrong))
+        raise RecordingError(f"{path}: expected the tensors that the manifest names; missing or unexpected: {names}")
+
+
+def _check_like(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for name, like in expected.items():
+        found = tensors[name]
+        if (found.shape, found.dtype) != (like.shape, like.dtype):
+            raise RecordingError(
+                f"{path}: tensor {brief(name)!r}: expected {tuple(like.shape)} {like.dtype} as in the global model, "
+                f"got {tuple(found.shape)} {found.dtype}"
+            )
 
 
 def _masked_replies(entry: _RoundEntry) -> tuple[MaskedReply, ...]:
@@ -409,7 +424,8 @@ def _parse(kind: Any, path: Path) -> Any:
     found = data.pop("format", None), data.pop("version", None)
     if found != (FORMAT, VERSION):
         raise RecordingError(
-            f"{path}: expected format {FORMAT!r} version {VERSION}, got {found[0]!r} version {found[1]}"
+            f"{path}: expected format {FORMAT!r} version {VERSION}, got {brief(repr(found[0]))} version "
+            f"{brief(repr(found[1]))}"
         )
     try:
         return TypeAdapter(kind).validate_python(data)

@@ -29,8 +29,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from fl_sim.checkpoint import CheckpointStore
 from fl_sim.config import Experiment, read_experiment, to_plain
-from fl_sim.errors import ConfigError, RecordingError, StorageError
-from fl_sim.files import encode_json, overwrite_bytes, read_json, write_bytes, write_json
+from fl_sim.errors import ConfigError, RecordingError, StorageError, brief
+from fl_sim.files import check_enclosed, encode_json, overwrite_bytes, read_json, write_bytes, write_json
 from fl_sim.options import first_problem
 from fl_sim.recording_store import RecordingStore
 
@@ -126,7 +126,12 @@ class RunStore:
     def engine(self) -> str | None:
         """Return the engine that ran the federation last, or ``None`` where none has."""
         path = self.folder / "engine.json"
-        return str(read_json(path).get("engine")) if path.exists() else None
+        if not path.exists():
+            return None
+        name = read_json(path).get("engine")
+        if not isinstance(name, str):
+            raise RecordingError(f"{path}: engine: expected a name, got {brief(repr(name))}; the file is damaged")
+        return brief(name)
 
     def write_evaluations(self, evaluations: list[RoundEvaluation]) -> None:
         """Write all central evaluations so far."""
@@ -173,19 +178,20 @@ def create_run(experiment: Experiment, runs_dir: Path) -> RunStore:
 
 
 def open_run(folder: Path) -> RunStore:
-    """Open an existing run.
+    """Open an existing run, perhaps a stranger's.
 
     Raises:
-        RecordingError: If the folder is no run of this version.
+        RecordingError: If the folder is no run of this version, or something in it leads out of it.
     """
     path = folder / "run.json"
     if not path.exists():
         raise RecordingError(f"{str(folder)!r} is not a run: it has no run.json; 'fl-sim runs' lists the runs")
+    check_enclosed(folder)
     found = read_json(path)
     if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
         raise RecordingError(
             f"{path}: expected format {FORMAT!r} version {VERSION}, "
-            f"got {found.get('format')!r} version {found.get('version')}"
+            f"got {brief(repr(found.get('format')))} version {brief(repr(found.get('version')))}"
         )
     return RunStore(folder)
 

@@ -21,7 +21,7 @@ from fl_sim.central_accounting import central_guarantee
 from fl_sim.checkpoint import ServerState
 from fl_sim.client_registry import ClientRegistry, readmit_clients, register_clients
 from fl_sim.config import Experiment, is_selected
-from fl_sim.errors import FederationError, RecordingError
+from fl_sim.errors import FederationError, RecordingError, brief
 from fl_sim.evaluation import evaluate
 from fl_sim.events import Event, EventKind, OnEvent, append_event
 from fl_sim.federated_data import FederatedData, load_federated_data
@@ -46,7 +46,6 @@ from fl_sim.strategies import (
 from fl_sim.streaming_grid import StreamingGrid
 
 _MOST_FAILURES_TOLD = 5
-_MOST_LETTERS_OF_A_REASON = 400
 
 
 def _ignore_round(record: RoundRecord) -> None:
@@ -221,11 +220,7 @@ class _Notebook:
 
 def _describe_failure(failure: ReplyFailure) -> str:
     """Return client and reason as one printable line; the recording has the reason in full."""
-    line = " ".join(failure.reason.split())
-    printable = "".join(letter if letter.isprintable() else "?" for letter in line)
-    if len(printable) > _MOST_LETTERS_OF_A_REASON:
-        printable = printable[:_MOST_LETTERS_OF_A_REASON] + "…"
-    return f"client {failure.client_id}{f' ({failure.stage})' if failure.stage else ''}: {printable}"
+    return f"client {failure.client_id}{f' ({failure.stage})' if failure.stage else ''}: {brief(failure.reason)}"
 
 
 class _AfterRound:
