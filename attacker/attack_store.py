@@ -23,6 +23,7 @@ from attacker.attack import Outcome, Reconstruction
 from fl_sim.errors import RecordingError, brief
 from fl_sim.files import read_json, read_tensors, write_json, write_tensors
 
+_KINDS = {"name": str, "options": dict, "threat_model": str, "cohort": int}
 _RESULT_NAME = re.compile(r"r(\d{4,})-c(\d{5,}(?:\+\d{5,})*)-s(\d+)")
 
 
@@ -114,15 +115,13 @@ class AttackStore:
     def read_setting(self) -> AttackSetting:
         """Return what was run here."""
         path = self.folder / "setting.json"
+        fields = read_json(path)
+        if any(name in fields and not isinstance(fields[name], kind) for name, kind in _KINDS.items()):
+            raise RecordingError(f"{path}: a value has the wrong type; the file is damaged or foreign")
         try:
-            fields = read_json(path)
-            setting = AttackSetting(**fields)
+            return AttackSetting(**fields)
         except TypeError as error:
             raise RecordingError(f"{path}: {brief(error)}; the file is damaged or of another version") from error
-        is_right = isinstance(setting.cohort, int) and isinstance(setting.options, dict)
-        if not is_right or not all(isinstance(name, str) for name in (setting.name, setting.threat_model)):
-            raise RecordingError(f"{path}: a value has the wrong type; the file is damaged or foreign")
-        return setting
 
     def write_result(self, key: ResultKey, reconstruction: Reconstruction) -> None:
         """Write one result; the outcome last, so that the result counts only once it is whole."""

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,15 @@ from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
 import fl_sim.runtime
+from attacker.attack import ignore_progress
+from attacker.campaign import plan_campaign, run_campaign
+from attacker.campaign_observer import CampaignObserver, TaskFailure
+from attacker.recipes.inverting_gradients import InvertingGradients
 from clients.client_app import build_client_app
+from fl_sim import seeds
 from fl_sim.cli.federation_progress import show_federation
 from fl_sim.client_registry import readmit_clients, register_clients
-from fl_sim.config import Experiment
+from fl_sim.config import AttackConfig, Experiment
 from fl_sim.deployment.local_processes import environment_of_processes, local_federation
 from fl_sim.engines.in_process import InProcessGrid, task_identity
 from fl_sim.errors import RecordingError
@@ -271,3 +277,46 @@ def test_a_node_that_comes_back_takes_its_client_s_place_and_strangers_do_not():
     assert dict(registry.nodes) == {0: 1, 1: 8}
     assert registry.clients[8] == registry.clients[2] == 1
     assert grid.asked == [1, 2, 8, 9, 10]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dies:
+    """An attack on client 0 kills its process, once or always; one on client 1 raises."""
+
+    marker: str
+    always: bool = False
+
+    def __call__(self, observation, *, generator, on_step=ignore_progress):
+        # Nothing that an attack is given names the client; its randomness does.
+        client = [seeds.generator(0, "attack", 1, one).initial_seed() for one in range(3)].index(
+            generator.initial_seed()
+        )
+        if client == 1:
+            raise ValueError("this client cannot be attacked")
+        if client == 0 and (self.always or not Path(self.marker).exists()):
+            Path(self.marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return InvertingGradients(steps=2)(observation, generator=generator, on_step=on_step)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("always", [False, True])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_attack_worker_costs_its_own_task_at_most(run_tiny, tmp_path, workers, always):
+    run = run_tiny("federation.num_rounds=1")
+    config = AttackConfig(name="test_faults:Dies", options={"marker": str(tmp_path / "died"), "always": always})
+    seen: list[TaskFailure] = []
+    watch = CampaignObserver()
+    watch.on_failed = seen.append
+    failures = run_campaign(plan_campaign(run, config), workers=workers, observer=watch)
+    assert seen == list(failures)
+    reasons = {failure.key.client_id: failure.reason for failure in failures}
+    is_lost = always or workers == 1  # with one worker it is known at once whose task it was
+    assert reasons.keys() == ({0, 1} if is_lost else {1})
+    assert reasons[1] == "ValueError: this client cannot be attacked"
+    if is_lost:
+        assert reasons[0].startswith("the worker process died (out of memory, or killed)")
+    again = plan_campaign(run, config)
+    assert [task.key.client_id for task in again.tasks] == sorted(reasons)
+    if not always:
+        assert {failure.key.client_id for failure in run_campaign(again, workers=workers)} == {1}
