@@ -23,6 +23,8 @@ _QUIET_AND_OFFLINE = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # In spite of its name: a Ray of this machine alone, which listens on the loopback interface and not on every one.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Clients run side by side, one thread each.
     "OMP_NUM_THREADS": "1",

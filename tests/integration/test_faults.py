@@ -1,5 +1,6 @@
 """Faults of real processes: what a person sees, what the recording holds, and that the round goes on."""
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from flwr.app import Context, Error, Message, MessageType, RecordDict
@@ -61,6 +63,16 @@ class FaultyClientApp(ClientApp):
         return self._sound(message, context)
 
 
+def listening(process: psutil.Process) -> set[str]:
+    """Return the addresses on which a process and all that stems from it listen."""
+    found: set[str] = set()
+    for one in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            sockets = one.net_connections(kind="inet")
+            found |= {str(entry.laddr.ip) for entry in sockets if entry.status == psutil.CONN_LISTEN}
+    return found
+
+
 def build_faulty_client_app(experiment: Experiment) -> ClientApp:
     return FaultyClientApp(experiment, Path(os.environ["FL_SIM_TEST_FAULTS"]))
 
@@ -79,14 +91,19 @@ def test_on_ray_killed_hanging_and_raising_clients_are_failures_and_the_others_g
     changes = ["data.num_clients=4", "federation.num_rounds=4", "federation.reply_timeout=45"]
     run = create_run(tiny(*changes), tmp_path / "runs")
     events: list[Event] = []
+    addresses: set[str] = set()
 
     def watched():
         for event in run_federation(run, engine="ray", client_app="test_faults:build_faulty_client_app"):
             events.append(event)
+            if event.kind is EventKind.ROUND_RECORDED:
+                addresses.update(listening(psutil.Process(json.loads((run.folder / "engine.json").read_text())["pid"])))
             yield event
 
     show_federation(watched(), num_rounds=4, quiet=True)
     assert run.status().state is RunState.FINISHED
+    assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1"}
+    assert addresses
     # A client whose process dies once is asked again, and nothing is missing.
     assert (tmp_path / "asked-1-0").read_text() == "xx"
     whole, alike = run.recording.read_round(1), run_tiny(*changes).recording.read_round(1)
@@ -129,6 +146,7 @@ def test_a_supernode_that_was_killed_and_comes_back_is_its_client_again(tiny, tm
             for event in federation:
                 events.append(event)
                 if event.kind is EventKind.ROUND_RECORDED and event.server_round == 1:
+                    addresses = listening(psutil.Process())
                     helpers = descendants(victim.pid)
                     victim.kill()
                     end_processes(helpers, seconds=0)
@@ -142,6 +160,7 @@ def test_a_supernode_that_was_killed_and_comes_back_is_its_client_again(tiny, tm
                 successor.wait(20)
                 end_processes(helpers, seconds=10)
     assert run.status().state is RunState.FINISHED
+    assert addresses == {"127.0.0.1"}
     rounds = [run.recording.read_round(server_round) for server_round in (1, 2, 3, 4)]
     assert [[update.client_id for update in record.updates] for record in rounds] == [[1], [0], [0, 1], [0]]
     reasons = [(failure.client_id, failure.reason) for record in rounds for failure in record.failures]
@@ -300,8 +319,7 @@ class Dies:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("always", [False, True])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("workers", "always"), [(1, False), (2, True)])
 def test_a_killed_attack_worker_costs_its_own_task_at_most(run_tiny, tmp_path, workers, always):
     run = run_tiny("federation.num_rounds=1")
     config = AttackConfig(name="test_faults:Dies", options={"marker": str(tmp_path / "died"), "always": always})
