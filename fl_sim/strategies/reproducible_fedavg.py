@@ -1,10 +1,11 @@
 """Flower's FedAvg, made repeatable to the last bit and robust to single bad replies.
 
 Flower draws nodes with the global random state from random node ids and sums replies in order of arrival; one reply
-with a wrong tensor ends the run. Here clients are drawn by client id from our own seed, replies are summed by rising
-client id, and a bad reply is dropped before FedAvg sees it.
+with a wrong tensor, or with a metric of its own, ends the run. Here clients are drawn by client id from our own seed,
+replies are summed by rising client id, and a bad reply is dropped before FedAvg sees it.
 """
 
+import copy
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -15,7 +16,15 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from fl_sim.client_registry import ClientRegistry
-from fl_sim.messages import BadReplyError, ModelLayout, unpack_arrays, unpack_reply
+from fl_sim.messages import (
+    ARRAYS,
+    METRICS,
+    NUM_EXAMPLES,
+    BadReplyError,
+    ModelLayout,
+    unpack_arrays,
+    unpack_reply,
+)
 from fl_sim.records import Algorithm
 from fl_sim.seeds import generator
 
@@ -87,7 +96,7 @@ class ReproducibleFedAvg(FedAvg):
         usable = self.usable_replies(server_round, replies)
         if len(usable) < self.min_replies:
             return None, None
-        average, metrics = super().aggregate_train(server_round, usable)
+        average, metrics = super().aggregate_train(server_round, [_bare(reply) for reply in usable])
         return (None if average is None else self.next_global(average)), metrics
 
     def usable_replies(self, server_round: int, replies: Iterable[Message]) -> list[Message]:
@@ -122,6 +131,16 @@ class ReproducibleFedAvg(FedAvg):
         except BadReplyError:
             return False
         return True
+
+
+def _bare(reply: Message) -> Message:
+    """Return a copy with arrays and weight only: FedAvg ends the run where one client sends other metrics."""
+    own = copy.copy(reply)
+    weight = reply.content.metric_records[METRICS][NUM_EXAMPLES]
+    own.content = RecordDict(
+        {ARRAYS: reply.content.array_records[ARRAYS], METRICS: MetricRecord({NUM_EXAMPLES: weight})}
+    )
+    return own
 
 
 def _as_dtype(array: Array, like: Tensor) -> Array:

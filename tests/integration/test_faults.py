@@ -88,7 +88,7 @@ def test_on_ray_killed_hanging_and_raising_clients_are_failures_and_the_others_g
     monkeypatch.setenv("FL_SIM_TEST_FAULTS", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setattr(fl_sim.runtime, "_SECONDS_TO_EXIT", 1.0)  # Flower's simulation waits for a hanging client
-    changes = ["data.num_clients=4", "federation.num_rounds=4", "federation.reply_timeout=45"]
+    changes = ["data.num_clients=4", "federation.num_rounds=4", "federation.reply_timeout=60"]
     run = create_run(tiny(*changes), tmp_path / "runs")
     events: list[Event] = []
     addresses: set[str] = set()
@@ -134,7 +134,7 @@ def test_a_supernode_that_was_killed_and_comes_back_is_its_client_again(tiny, tm
     (tmp_path / "faults.json").write_text(json.dumps({"1-0": "raises", "4-1": "killed"}))
     monkeypatch.setenv("FL_SIM_TEST_FAULTS", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    changes = ["data.num_clients=2", "federation.num_rounds=4", "federation.reply_timeout=40"]
+    changes = ["data.num_clients=2", "federation.num_rounds=4", "federation.reply_timeout=75"]
     run = create_run(tiny(*changes), tmp_path / "runs")
     events: list[Event] = []
     with local_federation(2, home=tmp_path / "home", logs=tmp_path / "logs") as local:
