@@ -11,16 +11,19 @@ A result is whole or absent, so that an interrupted campaign resumes where it wa
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from attacker.attack import Outcome, Reconstruction
-from fl_sim.errors import RecordingError
+from fl_sim.errors import RecordingError, brief
 from fl_sim.files import read_json, read_tensors, write_json, write_tensors
 
+_KINDS = {"name": str, "options": dict, "threat_model": str, "cohort": int}
 _RESULT_NAME = re.compile(r"r(\d{4,})-c(\d{5,}(?:\+\d{5,})*)-s(\d+)")
 
 
@@ -115,10 +118,13 @@ class AttackStore:
     def read_setting(self) -> AttackSetting:
         """Return what was run here."""
         path = self.folder / "setting.json"
+        fields = read_json(path)
+        if any(name in fields and not isinstance(fields[name], kind) for name, kind in _KINDS.items()):
+            raise RecordingError(f"{path}: a value has the wrong type; the file is damaged or foreign")
         try:
-            return AttackSetting(**read_json(path))
+            return AttackSetting(**fields)
         except TypeError as error:
-            raise RecordingError(f"{path}: {error}; the file is damaged or of another version") from error
+            raise RecordingError(f"{path}: {brief(error)}; the file is damaged or of another version") from error
 
     def write_result(self, key: ResultKey, reconstruction: Reconstruction) -> None:
         """Write one result; the outcome last, so that the result counts only once it is whole."""
@@ -151,6 +157,7 @@ class AttackStore:
         fields = read_json(folder / "outcome.json")
         try:
             tensors = read_tensors(folder / "reconstruction.safetensors", sha256=str(fields["sha256"]))
+            _check_tensors(tensors)
             matching_loss = fields["matching_loss"]
             return Reconstruction(
                 images=tensors["images"],
@@ -162,12 +169,22 @@ class AttackStore:
                 remarks=tuple(str(remark) for remark in fields.get("remarks", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise RecordingError(f"{folder}: {error!r}; the result is damaged or of another version") from error
+            raise RecordingError(
+                f"{folder}: {brief(repr(error))}; the result is damaged or of another version"
+            ) from error
 
     def finished(self) -> tuple[ResultKey, ...]:
         """Return the results that ended, by round, client and seed."""
         found = (ResultKey.parse(path.parent.name) for path in self.folder.glob("*/outcome.json"))
         return tuple(sorted(key for key in found if key is not None))
+
+
+def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    images, labels, losses = (tensors[name] for name in ("images", "labels", "losses"))
+    if images.ndim != 4 or labels.shape != images.shape[:1] or losses.ndim != 1:
+        raise ValueError("images, labels and losses have not the shapes (N, C, H, W), (N,) and (T,)")
+    if not images.is_floating_point() or labels.is_floating_point() or not losses.is_floating_point():
+        raise ValueError("images and losses must be floating, labels whole numbers")
 
 
 def list_attack_stores(attacks_folder: Path) -> tuple[AttackStore, ...]:

@@ -21,11 +21,11 @@ from attacker.observation import Observation, ThreatModel
 from attacker.placement import on_device
 from attacker.recipes import ATTACKS
 from attacker.threat_models import THREAT_MODELS
-from fl_sim.errors import RecordingError
+from fl_sim.errors import FlSimError, RecordingError, brief
 from fl_sim.models import MODELS
 from fl_sim.options import build
 from fl_sim.recording_store import Manifest, RecordingStore
-from fl_sim.records import DeclaredDefense
+from fl_sim.records import DeclaredDefense, RoundRecord
 from fl_sim.seeds import generator
 
 _SECONDS_BETWEEN_REPORTS = 0.2
@@ -144,6 +144,7 @@ def observe_update(
         )
     record = recording.read_round(server_round, [] if aggregated else list(clients))
     past = [recording.read_round(earlier, list(clients)) for earlier in earlier_rounds]
+    _check_architecture(recording_folder, manifest, record)
     threat_model: ThreatModel = THREAT_MODELS[threat_model_name]
     return threat_model.observe(
         model=build_model(manifest),
@@ -158,6 +159,26 @@ def observe_update(
         batch_statistics=batch_statistics,
         defenses=[DeclaredDefense(name=part.name, options=part.options) for part in manifest.declared_defenses],
     )
+
+
+def _check_architecture(folder: Path, manifest: Manifest, record: RoundRecord) -> None:
+    """Refuse a manifest that names another model than the recorded weights are of, before anything is allocated."""
+    try:
+        with torch.device("meta"):
+            state = build_model(manifest).state_dict()
+    except FlSimError:
+        raise
+    except Exception:  # noqa: BLE001 - a model of a user's own need not know tensors without content
+        return
+    recorded = {**record.global_parameters, **record.global_buffers}
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in recorded.items()}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        raise RecordingError(
+            f"{folder / 'manifest.json'}: model {brief(manifest.model.name)!r} has other tensors than were recorded: "
+            f"{brief(str(wrong))}; the file is damaged or foreign"
+        )
 
 
 def _statistics(layers: tuple[GrantedLayer, ...]) -> dict[str, LayerStatistics]:

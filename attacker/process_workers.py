@@ -14,12 +14,16 @@ from attacker.attack_worker import AttackTask, StepReporter, TaskProgress, run_t
 from attacker.campaign_observer import CampaignObserver, TaskFailure, failure_of
 
 _SECONDS_BETWEEN_LOOKS = 0.1
+_DIED = "the worker process died (out of memory, or killed); run the same command again to resume"
 
 
 def run_in_processes(
     tasks: Sequence[AttackTask], *, workers: int, observer: CampaignObserver
 ) -> tuple[TaskFailure, ...]:
     """Run tasks; each writes its own result.
+
+    A worker that is killed takes the whole pool with it, and nobody knows whose task it was. Those that were not done
+    are run again one at a time: the task that kills its worker then names itself, and the others go on.
 
     Args:
         tasks: At least one.
@@ -29,11 +33,26 @@ def run_in_processes(
     Returns:
         The tasks that failed.
     """
+    failures: list[TaskFailure] = []
+    left = list(tasks)
+    while left:
+        left = _run_in_pool(left, workers, observer, failures)
+        if left and workers == 1:
+            failures.append(TaskFailure(key=left.pop(0).key, reason=_DIED))
+            observer.on_failed(failures[-1])
+        workers = 1
+    return tuple(failures)
+
+
+def _run_in_pool(
+    tasks: Sequence[AttackTask], workers: int, observer: CampaignObserver, failures: list[TaskFailure]
+) -> list[AttackTask]:
+    """Run tasks in one pool; return those that were not done when it broke, in order."""
     context = multiprocessing.get_context("spawn")
     progress: multiprocessing.Queue[TaskProgress] = context.Queue()
     executor = ProcessPoolExecutor(min(len(tasks), workers), context, initializer=_prepare, initargs=(progress,))
     try:
-        return _watch({executor.submit(_run, task): task for task in tasks}, progress, observer)
+        return _watch({executor.submit(_run, task): task for task in tasks}, progress, observer, failures)
     except BaseException:
         # Workers ignore Ctrl-C; they are ended here, and what they had not written is done again next time.
         executor.shutdown(wait=False, cancel_futures=True)
@@ -65,22 +84,21 @@ def _watch(
     futures: dict[Future[None], AttackTask],
     progress: "multiprocessing.Queue[TaskProgress]",
     observer: CampaignObserver,
-) -> tuple[TaskFailure, ...]:
-    failures: list[TaskFailure] = []
+    failures: list[TaskFailure],
+) -> list[AttackTask]:
+    undone: list[AttackTask] = []
     while futures:
         _report_steps(progress, observer)
         for future in [future for future in futures if future.done()]:
-            key, error = futures.pop(future).key, future.exception()
+            task, error = futures.pop(future), future.exception()
             if error is None:
-                observer.on_finished(key)
-                continue
-            if isinstance(error, BrokenProcessPool):
-                died = "the worker process died (out of memory, or killed); run the same command again to resume"
-                failures.append(TaskFailure(key=key, reason=died))
+                observer.on_finished(task.key)
+            elif isinstance(error, BrokenProcessPool):
+                undone.append(task)
             else:
-                failures.append(failure_of(key, error))
-            observer.on_failed(failures[-1])
-    return tuple(failures)
+                failures.append(failure_of(task.key, error))
+                observer.on_failed(failures[-1])
+    return undone
 
 
 def _report_steps(progress: "multiprocessing.Queue[TaskProgress]", observer: CampaignObserver) -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from attacker.baselines import Baseline
 from attacker.scoring import Identifiability, Score
-from fl_sim.errors import RecordingError
+from fl_sim.errors import RecordingError, brief
 
 DIGITS = 6
 
@@ -46,7 +46,9 @@ def score_from_json(data: Mapping[str, Any]) -> Score:
             identifiability=_identifiability(data.get("identifiability")),
         )
     except (TypeError, AttributeError) as error:
-        raise RecordingError(f"score: a value has the wrong type ({error}); the file is damaged or foreign") from error
+        raise RecordingError(
+            f"score: a value has the wrong type ({brief(error)}); the file is damaged or foreign"
+        ) from error
 
 
 def _baseline(data: Mapping[str, Any]) -> Baseline:
@@ -89,7 +91,7 @@ def _check_names(what: str, data: Mapping[str, Any], expected: set[str], optiona
     # Scores of runs from before a metric existed lack its name, and are as good as ever.
     wrong = expected.symmetric_difference(data) - (optional - data.keys())
     if wrong:
-        raise RecordingError(f"{what}: missing or unknown names {sorted(wrong)}; the file is of another version")
+        raise RecordingError(f"{what}: missing or unknown names {brief(sorted(wrong))}; is it of another version?")
 
 
 def _number(value: object) -> float:

@@ -1,7 +1,7 @@
 """Named threat models: how much an attacker is granted."""
 
 from attacker.observation import ThreatModel
-from fl_sim.tables import Table
+from fl_sim.tables import Table, instance_of
 
 HONEST_BUT_CURIOUS = ThreatModel(
     name="honest_but_curious",
@@ -71,4 +71,6 @@ _ALL = (
     KNOWN_DEFENSES_AND_LABEL_COUNTS,
 )
 
-THREAT_MODELS: Table[ThreatModel] = Table("threat model", {model.name: model for model in _ALL})
+THREAT_MODELS: Table[ThreatModel] = Table(
+    "threat model", {model.name: model for model in _ALL}, check=instance_of(ThreatModel)
+)

@@ -14,7 +14,7 @@ from attacker.batch_norm import LayerStatistics, batch_statistics
 from fl_sim.batch_order import batch_order_generator, epoch_order
 from fl_sim.config import parse_data
 from fl_sim.datasets import pixels
-from fl_sim.errors import MissingDataError
+from fl_sim.errors import FlSimError, MissingDataError, RecordingError, brief
 from fl_sim.federated_data import FederatedData, load_federated_data
 from fl_sim.files import read_json
 from fl_sim.records import LocalTraining, RoundRecord
@@ -119,10 +119,19 @@ def read_truth(run_folder: Path) -> Truth:
 
     Raises:
         MissingDataError: If the reference or the data is gone; attacks still run, unscored.
+        RecordingError: If the reference is damaged.
+        ConfigError: If it does not fit the data.
     """
     path = run_folder / "truth" / "truth.json"
     if not path.exists():
         raise MissingDataError(f"{path} does not exist: without the truth nothing can be scored")
     reference = read_json(path)
-    seed = int(reference["seed"])
-    return Truth(load_federated_data(parse_data(reference["data"]), seed), seed)
+    seed, data = reference.get("seed"), reference.get("data")
+    if not isinstance(seed, int) or not isinstance(data, dict):
+        raise RecordingError(f"{path}: expected a seed and the section data; the file is damaged or foreign")
+    try:
+        return Truth(load_federated_data(parse_data(data), seed), seed)
+    except FlSimError:
+        raise
+    except Exception as error:  # what a loader makes of options that nobody has meant
+        raise RecordingError(f"{path}: the private images cannot be found again: {brief(repr(error))}") from error

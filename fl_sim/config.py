@@ -307,7 +307,7 @@ def read_settings(path: Path | None, overrides: Iterable[str] = ()) -> dict[str,
             raise ConfigError(f"experiment file {str(path)!r} does not exist; see experiments/ for examples") from error
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"experiment file {str(path)!r} cannot be read: {error}") from error
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError as well
             raise ConfigError(f"experiment file {str(path)!r} is not valid TOML: {error}") from error
     for override in overrides:
         _assign(data, *split_assignment(override))

@@ -4,6 +4,7 @@ A reply carries one ArrayRecord ``arrays`` (trainable tensors and buffers, under
 and one MetricRecord ``metrics`` with ``num-examples``. What arrives is checked here before anything is done with it.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -144,8 +145,15 @@ def unpack_reply(
         algorithm=algorithm,
         tensors=tensors,
         buffers=buffers,
-        metrics={name: float(value) for name, value in metrics.items() if isinstance(value, int | float)},
+        metrics=finite_numbers(metrics),
     )
+
+
+def finite_numbers(metrics: Mapping[str, object]) -> dict[str, float]:
+    """Return those of a client's further numbers that are finite numbers; nothing rests on the others."""
+    return {
+        name: float(value) for name, value in metrics.items() if isinstance(value, int | float) and math.isfinite(value)
+    }
 
 
 def pack_identity(partition_id: int, *, reply_to: Message) -> Message:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
-from fl_sim.errors import ConfigError
+from fl_sim.errors import ConfigError, brief
 
 Built = TypeVar("Built")
 
@@ -94,13 +94,13 @@ def first_problem(error: ValidationError, *, where: str = "", kind: type[Any] | 
     name = _dotted(first["loc"], where)
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _known_keys(kind, first["loc"])
-        return f"{name}: unknown key" + (f"; known keys: {', '.join(known)}" if known else "")
+        return f"{brief(name)}: unknown key" + (f"; known keys: {', '.join(known)}" if known else "")
     if first["type"] == "value_error":
-        message = first["msg"].removeprefix("Value error, ")
+        message = brief(first["msg"].removeprefix("Value error, "))
         return f"{name}: {message}" if name else message
     # A union reports one problem for each of its members, under one name.
     messages = [_uncapitalised(problem["msg"]) for problem in problems if _dotted(problem["loc"], where) == name]
-    return f"{name}: {', or '.join(messages)}; got {first['input']!r}"
+    return f"{brief(name)}: {', or '.join(messages)}; got {brief(repr(first['input']))}"
 
 
 def describe_options(target: Any) -> list[str]:

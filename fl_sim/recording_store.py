@@ -14,6 +14,7 @@ File names follow from round and client id and are never read from a file. `docs
 format for other readers.
 """
 
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from fl_sim.errors import RecordingError
+from fl_sim.errors import RecordingError, brief
 from fl_sim.files import read_json, read_tensors, write_json, write_tensors
 from fl_sim.options import first_problem
 from fl_sim.records import (
@@ -39,6 +40,7 @@ from fl_sim.server_privacy import CentralPrivacy, SecureAggregation
 
 FORMAT = "fl-sim-recording"
 VERSION = 1
+_MOST_DIGITS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +201,18 @@ class RecordingStore:
         """Write what central differential privacy guarantees, as `fl_sim.central_accounting` words it."""
         write_json(self.folder / "central_privacy.json", guarantee)
 
+    def drop_rounds_after(self, server_round: int) -> tuple[int, ...]:
+        """Delete the rounds after one, whole or half-written, and return their numbers: a resumed server's first step.
+
+        Args:
+            server_round: The last round that stays.
+        """
+        names = (path.name for path in (self.folder / "rounds").glob("*"))
+        later = sorted(number for name in names if (number := _round_number(name)) and number > server_round)
+        for number in later:
+            shutil.rmtree(self._round_folder(number))
+        return tuple(later)
+
     # Reading, by anyone.
 
     def read_guarantee(self) -> dict[str, Any] | None:
@@ -214,7 +228,7 @@ class RecordingStore:
         """Return the recorded rounds in order; a round without ``round.json`` never ended and is left out."""
         folder = self.folder / "rounds"
         names = (path.parent.name for path in folder.glob("*/round.json"))
-        return tuple(sorted(int(name) for name in names if name.isascii() and name.isdecimal()))
+        return tuple(sorted(number for name in names if (number := _round_number(name))))
 
     def kept_clients(self, server_round: int) -> tuple[int, ...]:
         """Return the clients whose update of that round is stored, in order."""
@@ -283,6 +297,7 @@ class RecordingStore:
         for client_id in wanted:
             path = self._update_path(server_round, client_id)
             tensors, update_buffers = _read_model(path, manifest, sha256=kept[client_id].sha256)
+            _check_like(path, {**tensors, **update_buffers}, {**parameters, **buffers})
             updates.append(
                 ClientUpdate(
                     server_round=server_round,
@@ -301,15 +316,18 @@ class RecordingStore:
             updates=tuple(updates),
             failures=entry.failures,
             masked=_masked_replies(entry),
-            aggregate=self._read_aggregate(entry, manifest),
+            aggregate=self._read_aggregate(entry, manifest, {**parameters, **buffers}),
         )
 
-    def _read_aggregate(self, entry: _RoundEntry, manifest: Manifest) -> AggregatedUpdate | None:
+    def _read_aggregate(
+        self, entry: _RoundEntry, manifest: Manifest, like: Mapping[str, Tensor]
+    ) -> AggregatedUpdate | None:
         secure = entry.secure_aggregation
         if secure is None or secure.aggregate_sha256 is None:
             return None
         path = self._aggregate_path(entry.server_round)
         tensors, buffers = _read_model(path, manifest, sha256=secure.aggregate_sha256)
+        _check_like(path, {**tensors, **buffers}, like)
         sizes = {reply.client_id: reply.num_examples for reply in secure.masked}
         absent = [client_id for client_id in secure.clients if client_id not in sizes]
         if absent:
@@ -346,6 +364,12 @@ class RecordingStore:
         return self._round_folder(server_round) / "aggregate.safetensors"
 
 
+def _round_number(name: str) -> int | None:
+    """Return the round whose folder has this name, or ``None`` where it is none."""
+    is_number = name.isascii() and name.isdecimal() and len(name) < _MOST_DIGITS
+    return int(name) if is_number and name == f"{int(name):04d}" else None
+
+
 def _join(parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"parameters/{name}": tensor for name, tensor in parameters.items()} | {
         f"buffers/{name}": tensor for name, tensor in buffers.items()
@@ -368,7 +392,18 @@ def _file_names(manifest: Manifest) -> list[str]:
 def _check_names(path: Path, tensors: Mapping[str, Tensor], expected: Collection[str]) -> None:
     wrong = sorted(tensors.keys() ^ set(expected))
     if wrong:
-        raise RecordingError(f"{path}: expected the tensors that the manifest names; missing or unexpected: {wrong}")
+        names = brief(str(wrong))
+        raise RecordingError(f"{path}: expected the tensors that the manifest names; missing or unexpected: {names}")
+
+
+def _check_like(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for name, like in expected.items():
+        found = tensors[name]
+        if (found.shape, found.dtype) != (like.shape, like.dtype):
+            raise RecordingError(
+                f"{path}: tensor {brief(name)!r}: expected {tuple(like.shape)} {like.dtype} as in the global model, "
+                f"got {tuple(found.shape)} {found.dtype}"
+            )
 
 
 def _masked_replies(entry: _RoundEntry) -> tuple[MaskedReply, ...]:
@@ -389,7 +424,8 @@ def _parse(kind: Any, path: Path) -> Any:
     found = data.pop("format", None), data.pop("version", None)
     if found != (FORMAT, VERSION):
         raise RecordingError(
-            f"{path}: expected format {FORMAT!r} version {VERSION}, got {found[0]!r} version {found[1]}"
+            f"{path}: expected format {FORMAT!r} version {VERSION}, got {brief(repr(found[0]))} version "
+            f"{brief(repr(found[1]))}"
         )
     try:
         return TypeAdapter(kind).validate_python(data)

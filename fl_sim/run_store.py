@@ -6,6 +6,8 @@ runs/20261121-120000-digits/
   status.json       running, finished or failed, and why
   events.jsonl      progress, followed by terminals and pages
   evaluations.json  central accuracy and loss by round
+  engine.json       which engine ran the federation, and its process
+  checkpoint/       where an unfinished federation stands (`checkpoint`)
   recording/        what the server saw (`recording_store`)
   truth/            where the private images can be found again; read by the scorer only
   attacks/          reconstructions, written by the attacker
@@ -25,9 +27,10 @@ from typing import Any
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
+from fl_sim.checkpoint import CheckpointStore
 from fl_sim.config import Experiment, read_experiment, to_plain
-from fl_sim.errors import ConfigError, RecordingError
-from fl_sim.files import read_json, write_bytes, write_json
+from fl_sim.errors import ConfigError, RecordingError, StorageError, brief
+from fl_sim.files import check_enclosed, encode_json, overwrite_bytes, read_json, write_bytes, write_json
 from fl_sim.options import first_problem
 from fl_sim.recording_store import RecordingStore
 
@@ -75,6 +78,7 @@ class RunStore:
         """Point at the folder; use `create_run` or `open_run` to make or check it."""
         self.folder = folder
         self.recording = RecordingStore(folder / "recording")
+        self.checkpoint = CheckpointStore(folder / "checkpoint")
         self.events_path = folder / "events.jsonl"
         self.attacks = folder / "attacks"
         self.scores = folder / "scores"
@@ -98,12 +102,36 @@ class RunStore:
         return read_json(self.folder / "run.json")
 
     def write_status(self, status: RunStatus) -> None:
-        """Say where the federation stands."""
-        write_json(self.folder / "status.json", asdict(status))
+        """Say where the federation stands, on a full disk too.
+
+        Raises:
+            StorageError: If the file cannot be written.
+        """
+        path, content = self.folder / "status.json", encode_json(asdict(status))
+        try:
+            write_bytes(path, content)
+        except StorageError:
+            if not path.exists():
+                raise
+            overwrite_bytes(path, content)
 
     def status(self) -> RunStatus:
         """Return where the federation stands."""
         return _parse(RunStatus, self.folder / "status.json", read_json(self.folder / "status.json"))
+
+    def write_engine(self, name: str, pid: int) -> None:
+        """Say which engine runs the federation, and the id of its process."""
+        write_json(self.folder / "engine.json", {"engine": name, "pid": pid})
+
+    def engine(self) -> str | None:
+        """Return the engine that ran the federation last, or ``None`` where none has."""
+        path = self.folder / "engine.json"
+        if not path.exists():
+            return None
+        name = read_json(path).get("engine")
+        if not isinstance(name, str):
+            raise RecordingError(f"{path}: engine: expected a name, got {brief(repr(name))}; the file is damaged")
+        return brief(name)
 
     def write_evaluations(self, evaluations: list[RoundEvaluation]) -> None:
         """Write all central evaluations so far."""
@@ -128,6 +156,8 @@ def create_run(experiment: Experiment, runs_dir: Path) -> RunStore:
     """
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     run = RunStore(_new_folder(runs_dir, f"{re.sub('[-:Z]', '', created).replace('T', '-')}-{experiment.name}"))
+    plain = to_plain(experiment)
+    experiment_sha256 = write_bytes(run.folder / "experiment.toml", tomli_w.dumps(plain).encode())
     write_json(
         run.folder / "run.json",
         {
@@ -136,32 +166,32 @@ def create_run(experiment: Experiment, runs_dir: Path) -> RunStore:
             "name": experiment.name,
             "created": created,
             "seed": experiment.seed,
-            "packages": {name: _package_version(name) for name in _RECORDED_PACKAGES},
+            "experiment_sha256": experiment_sha256,
+            "packages": installed_packages(),
             "python": platform.python_version(),
             "machine": platform.platform(),
         },
     )
-    write_bytes(run.folder / "experiment.toml", tomli_w.dumps(to_plain(experiment)).encode())
-    plain = to_plain(experiment)
     write_json(run.folder / "truth" / "truth.json", {"seed": experiment.seed, "data": plain["data"]})
     run.write_status(RunStatus(state=RunState.RUNNING))
     return run
 
 
 def open_run(folder: Path) -> RunStore:
-    """Open an existing run.
+    """Open an existing run, perhaps a stranger's.
 
     Raises:
-        RecordingError: If the folder is no run of this version.
+        RecordingError: If the folder is no run of this version, or something in it leads out of it.
     """
     path = folder / "run.json"
     if not path.exists():
         raise RecordingError(f"{str(folder)!r} is not a run: it has no run.json; 'fl-sim runs' lists the runs")
+    check_enclosed(folder)
     found = read_json(path)
     if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
         raise RecordingError(
             f"{path}: expected format {FORMAT!r} version {VERSION}, "
-            f"got {found.get('format')!r} version {found.get('version')}"
+            f"got {brief(repr(found.get('format')))} version {brief(repr(found.get('version')))}"
         )
     return RunStore(folder)
 
@@ -200,6 +230,11 @@ def _new_folder(runs_dir: Path, name: str) -> Path:
             continue
         return folder
     raise RecordingError(f"{runs_dir}: too many runs named {name!r} in one second")
+
+
+def installed_packages() -> dict[str, str]:
+    """Return the versions of the packages on which a run's bits depend."""
+    return {name: _package_version(name) for name in _RECORDED_PACKAGES}
 
 
 def _package_version(name: str) -> str:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from fl_sim.deployment.address import SuperLinkAddress
 from fl_sim.errors import FederationError
-from fl_sim.events import Event, follow_events
+from fl_sim.events import Event, follow_events, read_events
 from fl_sim.process_tree import descendants, end_processes, group_members
+from fl_sim.run_lock import locked
 from fl_sim.run_store import RunState, RunStatus, RunStore
 
 _QUIET_AND_OFFLINE = {
@@ -22,6 +23,8 @@ _QUIET_AND_OFFLINE = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # In spite of its name: a Ray of this machine alone, which listens on the loopback interface and not on every one.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Clients run side by side, one thread each.
     "OMP_NUM_THREADS": "1",
@@ -39,13 +42,14 @@ def run_federation(
     home is removed. Close the iterator where its loop may be left early (`contextlib.closing`).
 
     Args:
-        run: A run made by `create_run`.
+        run: A run made by `create_run`; one that was killed goes on from its checkpoint.
         engine: A name of ENGINES.
         client_app: ``package.module:function`` that makes the ClientApp of an experiment.
         superlink: A SuperLink to join, for the engine ``deployment``.
 
     Raises:
         FederationError: If the federation did not finish; the message gives the reason and the log.
+        ConfigError: If the run's federation is running already.
     """
     command = [sys.executable, "-m", "fl_sim.engines.process", str(run.folder)]
     command += ["--engine", engine, "--client-app", client_app]
@@ -53,8 +57,12 @@ def run_federation(
         command += ["--superlink", str(superlink)]
         if superlink.root_certificates is not None:
             command += ["--root-certificates", str(superlink.root_certificates)]
-    with tempfile.TemporaryDirectory(prefix="fl-sim-flwr-", ignore_cleanup_errors=True) as home:
-        with run.log_path.open("wb") as log:
+    before = len(read_events(run.events_path))
+    with (
+        locked(run.folder) as lock,
+        tempfile.TemporaryDirectory(prefix="fl-sim-flwr-", ignore_cleanup_errors=True) as home,
+    ):
+        with run.log_path.open("ab") as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -62,9 +70,11 @@ def run_federation(
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **_QUIET_AND_OFFLINE, "FLWR_HOME": home},
                 start_new_session=True,
+                pass_fds=(lock,),  # should this process be killed, the run stays locked while the engine goes on
             )
         try:
-            yield from follow_events(run.events_path, _Watch(process, run).is_running)
+            run.write_engine(engine, process.pid)
+            yield from follow_events(run.events_path, _Watch(process, run).is_running, skip=before)
             _raise_unless_finished(run, process.poll())
         finally:
             was_running = run.status().state is RunState.RUNNING

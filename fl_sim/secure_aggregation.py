@@ -42,6 +42,7 @@ def run_secure_rounds(
     options: SecureAggregation,
     recorder: SecureAggregationRecorder,
     num_rounds: int,
+    num_done: int = 0,
     timeout: float,
     evaluate: Evaluate,
 ) -> ArrayRecord:
@@ -49,11 +50,12 @@ def run_secure_rounds(
 
     Args:
         grid: The grid, which the recorder wraps.
-        arrays: The first global model, in the model's order.
+        arrays: The global model to begin with, in the model's order.
         strategy: Draws the clients and takes the step.
         options: The protocol's numbers, ``max_weight`` filled in.
         recorder: Is told of all that the server sees.
-        num_rounds: Rounds of training.
+        num_rounds: Rounds of training, those included that were done before.
+        num_done: Rounds that were done before.
         timeout: Seconds to wait for the replies of each of the four stages.
         evaluate: Called with the round and the global model, before the first round and after each.
 
@@ -70,8 +72,8 @@ def run_secure_rounds(
         timeout=timeout,
     )
     listening = recorder.listen_to(grid)
-    evaluate(0, arrays)
-    for server_round in range(1, num_rounds + 1):
+    evaluate(num_done, arrays)
+    for server_round in range(num_done + 1, num_rounds + 1):
         messages = list(strategy.configure_train(server_round, arrays, ConfigRecord(), listening))
         recorder.start_round(server_round, arrays, [message.metadata.dst_node_id for message in messages])
         # Who neighbours whom is shuffled by the process-wide generator.

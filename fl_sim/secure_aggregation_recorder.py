@@ -22,6 +22,7 @@ from fl_sim.messages import (
     LEGACY_NUM_EXAMPLES,
     BadReplyError,
     ModelLayout,
+    finite_numbers,
     unpack_arrays,
 )
 from fl_sim.recording import OnRound
@@ -123,11 +124,7 @@ class SecureAggregationRecorder:
         return self._refused.get(reply.metadata.reply_to_message_id)
 
     def _hear_masked_vector(self, client_id: int, content: RecordDict) -> None:
-        metrics = {
-            name: float(value)
-            for name, value in content.config_records[LEGACY_METRICS].items()
-            if isinstance(value, int | float)
-        }
+        metrics = finite_numbers(content.config_records[LEGACY_METRICS])
         num_examples = int(cast(int, content.metric_records[LEGACY_NUM_EXAMPLES]["num_examples"]))
         parts = cast(list[bytes], content.config_records[RECORD_KEY_CONFIGS][Key.MASKED_PARAMETERS])
         self._on_masked_vector(self._server_round, client_id, _read_vector(parts, self._layout))

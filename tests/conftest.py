@@ -1,6 +1,7 @@
 """What several test modules share: tiny experiments and runs."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -44,13 +45,23 @@ def tiny_settings() -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def run_tiny(tiny, tmp_path_factory) -> Callable[..., RunStore]:
-    """Return a function that runs a tiny federation in this process and returns its run."""
+    """Return a function that runs a tiny federation in this process and returns its run.
 
-    def run(*changes: str, wrap=lambda client_app: client_app, on_round=lambda record: None) -> RunStore:
-        experiment = tiny(*changes)
-        store = create_run(experiment, tmp_path_factory.mktemp("runs"))
+    ``fails`` is what the server's error says, where it is expected; ``store`` is a run that goes on.
+    """
+
+    def run(
+        *changes: str,
+        wrap=lambda client_app: client_app,
+        on_round=lambda record: None,
+        fails: str | None = None,
+        store: RunStore | None = None,
+    ) -> RunStore:
+        experiment = tiny(*changes) if store is None else store.experiment()
+        store = store or create_run(experiment, tmp_path_factory.mktemp("runs"))
         client_app = wrap(build_client_app(experiment))
-        run_in_process(build_server_app(store, on_round=on_round), client_app, experiment.data.num_clients)
+        with nullcontext() if fails is None else pytest.raises(Exception, match=fails):
+            run_in_process(build_server_app(store, on_round=on_round), client_app, experiment.data.num_clients)
         return store
 
     return run

@@ -15,7 +15,7 @@ from attacker.recipes.fedavg_leakage import FedAvgLeakage
 from attacker.recipes.gradinversion import GradInversion
 from attacker.recipes.idlg import ImprovedDeepLeakage
 from attacker.recipes.inverting_gradients import InvertingGradients
-from fl_sim.tables import Table
+from fl_sim.tables import Table, class_called_with
 
 ATTACKS: Table[Callable[..., Attack]] = Table(
     "attack",
@@ -29,6 +29,7 @@ ATTACKS: Table[Callable[..., Attack]] = Table(
         "analytic": AnalyticFullyConnected,
         "epoch_search": EpochSearch,
     },
+    check=class_called_with("generator", "on_step"),
 )
 
 __all__ = [

@@ -28,7 +28,7 @@ from clients.defenses.quantisation import Quantisation
 from clients.defenses.sign import Sign
 from clients.defenses.soteria import Soteria
 from clients.defenses.top_k import TopK
-from fl_sim.tables import Table
+from fl_sim.tables import Table, class_called_with
 
 DEFENSES: Table[Callable[..., Defense | GradientDefense]] = Table(
     "defense",
@@ -44,6 +44,7 @@ DEFENSES: Table[Callable[..., Defense | GradientDefense]] = Table(
         "dp_sgd": DpSgd,
         "soteria": Soteria,
     },
+    check=class_called_with("num_examples", "generator", or_method="gradient"),
 )
 
 __all__ = [

@@ -6,6 +6,7 @@ from typing import Any
 
 from attacker.campaign import resolve_setting
 from clients.client_app import build_defense
+from clients.defenses import PrivateGradientDefense
 from fl_sim.cli.analysis import load_extractor
 from fl_sim.config import Experiment
 from fl_sim.errors import ConfigError
@@ -41,6 +42,19 @@ def check_experiment(experiment: Experiment) -> None:
     _check_numbers("attack.clients", clients, 0, experiment.data.num_clients - 1)
     _check_numbers("recording.rounds", experiment.recording.rounds, 1, experiment.federation.num_rounds)
     _check_numbers("recording.clients", experiment.recording.clients, 0, experiment.data.num_clients - 1)
+
+
+def check_resumable(experiment: Experiment) -> None:
+    """Refuse to go on with a federation part of whose state was with its clients.
+
+    Raises:
+        ConfigError: If clients count their rounds for a privacy guarantee.
+    """
+    if isinstance(build_defense(experiment).source, PrivateGradientDefense):
+        raise ConfigError(
+            f"--resume: a client that trains by {experiment.defenses[0].name!r} counts its rounds itself, and the "
+            "count went with it: the epsilon that it reports would be too low; run the experiment anew"
+        )
 
 
 def _check_numbers(name: str, selection: str | tuple[int, ...], lowest: int, highest: int) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from rich.markup import escape
+
 from fl_sim.cli.terminal import errors, progress_bars
 from fl_sim.events import Event, EventKind
 
@@ -25,11 +27,15 @@ def show_federation(events: Iterable[Event], *, num_rounds: int, quiet: bool) ->
                 case EventKind.REPLY_RECEIVED:
                     bars.advance(replies)
                 case EventKind.ROUND_RECORDED:
-                    bars.advance(rounds)
+                    bars.update(rounds, completed=event.server_round)
                     if event.failures:
                         errors.print(f"[yellow]round {event.server_round}: {event.failures} replies failed[/]")
-                case EventKind.WARNING:
-                    errors.print(f"[yellow]round {event.server_round}:[/] {event.message}", highlight=False)
+                case EventKind.WARNING | EventKind.REPLY_FAILED:
+                    message = escape(event.message or "")  # a client may put anything into its reason
+                    errors.print(f"[yellow]round {event.server_round}:[/] {message}", highlight=False)
+                case EventKind.FEDERATION_RESUMED:
+                    bars.update(rounds, completed=event.server_round)
+                    errors.print(f"[yellow]resumed:[/] {escape(event.message or '')}", highlight=False)
                 case EventKind.EVALUATED:
                     bars.update(rounds, note=_describe(event))
                 case EventKind.FEDERATION_STARTED | EventKind.FEDERATION_FINISHED:

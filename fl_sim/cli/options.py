@@ -28,7 +28,7 @@ def find_run(run: Path, runs_dir: Path = DEFAULT_RUNS_DIR) -> RunStore:
     found = list_runs(runs_dir)
     if not found:
         raise ConfigError(f"no runs in {str(runs_dir)!r}; 'fl-sim run' makes one")
-    return found[-1]
+    return open_run(found[-1].folder)
 
 
 def parse_selection(text: str | None, *, name: str) -> Selection | None:

@@ -7,15 +7,16 @@ from typing import Annotated
 import typer
 
 from fl_sim.cli.analysis import analyse
-from fl_sim.cli.experiment_check import check_experiment, with_absolute_paths
+from fl_sim.cli.experiment_check import check_experiment, check_resumable, with_absolute_paths
 from fl_sim.cli.federation_progress import show_federation
 from fl_sim.cli.interruption import clean_interruption
-from fl_sim.cli.options import DEFAULT_RUNS_DIR, QuietOption, RunsDirOption, SetOption
+from fl_sim.cli.options import DEFAULT_RUNS_DIR, QuietOption, RunsDirOption, SetOption, find_run
 from fl_sim.cli.terminal import errors, output
 from fl_sim.config import read_experiment
 from fl_sim.deployment.address import SuperLinkAddress, parse_superlink_address
 from fl_sim.errors import ConfigError
 from fl_sim.files import write_bytes
+from fl_sim.resumption import prepare_resumption
 from fl_sim.run_store import create_run
 from fl_sim.runtime import run_federation
 
@@ -30,7 +31,11 @@ _ENGINE_HELP = (
 def run(
     experiment: Annotated[Path | None, typer.Argument(metavar="EXPERIMENT.toml", help="See experiments/.")] = None,
     assignments: SetOption = None,
-    engine: Annotated[str, typer.Option(help=_ENGINE_HELP)] = "ray",
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Go on with a run whose federation was killed or failed; nothing is lost."),
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help=_ENGINE_HELP, show_default="ray")] = None,
     superlink: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Join this SuperLink and its SuperNodes; start none.")
     ] = None,
@@ -51,12 +56,26 @@ def run(
 
     Example: fl-sim run experiments/digits.toml --set training.epochs=5 --set attack.clients=[0,1]
     """
-    if engine not in ENGINE_NAMES:
+    if engine is not None and engine not in ENGINE_NAMES:
         raise ConfigError(f"--engine: expected one of {', '.join(ENGINE_NAMES)}, got {engine!r}")
-    address = _superlink_address(engine, superlink, root_certificates)
-    chosen = with_absolute_paths(read_experiment(experiment, assignments or ()))
-    check_experiment(chosen)
-    store = create_run(chosen, runs_dir)
+    if resume is None:
+        engine = engine or "ray"
+        address = _superlink_address(engine, superlink, root_certificates)
+        chosen = with_absolute_paths(read_experiment(experiment, assignments or ()))
+        check_experiment(chosen)
+        store = create_run(chosen, runs_dir)
+    else:
+        if experiment is not None or assignments:
+            raise ConfigError("--resume: the run has its experiment already; leave out EXPERIMENT.toml and --set")
+        store = find_run(resume, runs_dir)
+        chosen = store.experiment()
+        check_experiment(chosen)
+        check_resumable(chosen)
+        # The engine is known by the run; what belongs to another is refused before anything is written.
+        engine = engine or store.engine() or "ray"
+        address = _superlink_address(engine, superlink, root_certificates)
+        for notice in prepare_resumption(store, engine=engine):
+            errors.print(f"[yellow]{notice}[/]", highlight=False)
     if not quiet:
         errors.print(f"[bold]{store.folder}[/]", highlight=False)
     federation = run_federation(store, engine=engine, client_app=CLIENT_APP, superlink=address)

@@ -6,7 +6,8 @@ from attacker.results import read_results
 from fl_sim.cli.options import DEFAULT_RUNS_DIR, RunsDirOption
 from fl_sim.cli.terminal import errors, output
 from fl_sim.errors import FlSimError
-from fl_sim.run_store import RunStore, list_runs
+from fl_sim.run_lock import is_locked
+from fl_sim.run_store import RunState, RunStore, list_runs
 
 
 def runs(runs_dir: RunsDirOption = DEFAULT_RUNS_DIR) -> None:
@@ -33,6 +34,9 @@ def _describe(run: RunStore) -> tuple[str, ...]:
         results = read_results(run)
         leaks = [result.score.mean_psnr_db for result in results if result.score and result.score.mean_psnr_db]
         worst = f"{max(leaks):.1f} dB" if leaks else "–"
-        return run.status().state, str(len(run.recording.rounds())), accuracy, str(len(results)), worst
+        state = run.status().state
+        if state is RunState.RUNNING and not is_locked(run.folder):
+            state = "killed"  # 'fl-sim run --resume' goes on with it
+        return state, str(len(run.recording.rounds())), accuracy, str(len(results)), worst
     except FlSimError as error:
         return "damaged", "", "", "", str(error)

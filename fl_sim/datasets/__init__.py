@@ -12,7 +12,7 @@ from fl_sim.datasets.digits import digits
 from fl_sim.datasets.faces import faces
 from fl_sim.datasets.femnist import femnist
 from fl_sim.datasets.folder import folder
-from fl_sim.tables import Table
+from fl_sim.tables import Table, function_to
 
 DATASETS: Table[Callable[..., Dataset]] = Table(
     "data set",
@@ -25,6 +25,7 @@ DATASETS: Table[Callable[..., Dataset]] = Table(
         "cifar10": cifar10,
         "cifar100": cifar100,
     },
+    check=function_to(Dataset),
 )
 
 __all__ = ["DATASETS", "Dataset", "pixels"]

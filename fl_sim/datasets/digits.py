@@ -12,6 +12,7 @@ from fl_sim.datasets.dataset import Dataset
 from fl_sim.datasets.hold_out import with_held_out_test_set
 from fl_sim.records import DatasetSpec
 
+_LARGEST_SIZE = 512  # two gigabytes of numbers on the way
 _HIGHEST_LEVEL = 16
 
 
@@ -19,20 +20,20 @@ def digits(*, size: int = 28, test_fraction: float = 0.2) -> Dataset:
     """Load 1797 grey digits, bright strokes on black, enlarged bilinearly.
 
     Args:
-        size: Height and width in pixels, >= 1; 8 keeps the images as they are.
+        size: Height and width in pixels, 1 to 512; 8 keeps the images as they are.
         test_fraction: Share of every class that is held out for the central test set, in [0, 1).
 
     Returns:
         Ten classes; mean and standard deviation are those of the enlarged images.
 
     Raises:
-        ValueError: If ``size`` is less than 1.
+        ValueError: If ``size`` is out of range.
 
     References:
         Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.
     """
-    if size < 1:
-        raise ValueError(f"size must be >= 1, got {size}")
+    if not 1 <= size <= _LARGEST_SIZE:
+        raise ValueError(f"size must be from 1 to {_LARGEST_SIZE}, got {size}")
     levels, labels = _load()
     resized = functional.interpolate(levels.unsqueeze(1), size=(size, size), mode="bilinear", align_corners=False)
     images = (resized * (255 / _HIGHEST_LEVEL)).round().to(torch.uint8)

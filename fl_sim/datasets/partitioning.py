@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fl_sim.datasets.dataset import Dataset
 from fl_sim.errors import ConfigError
-from fl_sim.tables import Table
+from fl_sim.tables import Table, function_of
 
 Partition: TypeAlias = tuple[Tensor, ...]
 
@@ -148,7 +148,9 @@ def shards(*, dataset: Dataset, num_clients: int, generator: torch.Generator, sh
 
 
 PARTITIONERS: Table[Callable[..., Partition]] = Table(
-    "partition", {"by_client": by_client, "iid": iid, "dirichlet": dirichlet, "shards": shards}
+    "partition",
+    {"by_client": by_client, "iid": iid, "dirichlet": dirichlet, "shards": shards},
+    check=function_of("dataset", "num_clients", "generator"),
 )
 
 

@@ -16,6 +16,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.simulation import run_simulation
 
+# A worker process that dies is started anew, or Flower would go on sending messages to the dead; the client that it ran
+# is tried once more, and then has failed.
+_OUTLIVE_A_KILL = {"max_restarts": -1, "max_task_retries": 1}
+
 
 def run_on_ray(server_app: ServerApp, client_app: ClientApp, num_clients: int) -> None:
     """Run a federation to its end.
@@ -50,7 +54,8 @@ def run_on_ray(server_app: ServerApp, client_app: ClientApp, num_clients: int) -
                     server_app,
                     client_app,
                     num_clients,
-                    backend_config={"client_resources": {"num_cpus": 1, "num_gpus": gpu_share}},
+                    # Flower hands these on to Ray as options of its worker processes.
+                    backend_config={"client_resources": {"num_cpus": 1, "num_gpus": gpu_share, **_OUTLIVE_A_KILL}},
                 )
         finally:
             ray.shutdown()

@@ -19,7 +19,7 @@ from fl_sim.models.mlp import mlp
 from fl_sim.models.normalisation import Normalisation
 from fl_sim.models.resnets import resnet18, resnet34, resnet50, resnet101, resnet152
 from fl_sim.models.trained_weights import without_trained_weights
-from fl_sim.tables import Table
+from fl_sim.tables import Table, function_of
 
 MODELS: Table[Callable[..., nn.Module]] = Table(
     "model",
@@ -36,6 +36,7 @@ MODELS: Table[Callable[..., nn.Module]] = Table(
         "resnet152": resnet152,
         "efficientnet_lite0": efficientnet_lite0,
     },
+    check=function_of("dataset", "generator"),
 )
 
 __all__ = ["MODELS", "Normalisation", "without_trained_weights"]

@@ -23,7 +23,7 @@ def seeded_construction(generator: torch.Generator) -> Generator[None]:
     Args:
         generator: Seeds that stream with one draw. A CPU generator.
     """
-    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    seed = int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))  # also where nothing is allocated
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reseed the accelerators too, which the fork does not restore.
         torch.default_generator.manual_seed(seed)

@@ -1,11 +1,12 @@
 """Flower's FedAvg, made repeatable to the last bit and robust to single bad replies.
 
 Flower draws nodes with the global random state from random node ids and sums replies in order of arrival; one reply
-with a wrong tensor ends the run. Here clients are drawn by client id from our own seed, replies are summed by rising
-client id, and a bad reply is dropped before FedAvg sees it.
+with a wrong tensor, or with a metric of its own, ends the run. Here clients are drawn by client id from our own seed,
+replies are summed by rising client id, and a bad reply is dropped before FedAvg sees it.
 """
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -15,7 +16,15 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from fl_sim.client_registry import ClientRegistry
-from fl_sim.messages import BadReplyError, ModelLayout, unpack_arrays, unpack_reply
+from fl_sim.messages import (
+    ARRAYS,
+    METRICS,
+    NUM_EXAMPLES,
+    BadReplyError,
+    ModelLayout,
+    unpack_arrays,
+    unpack_reply,
+)
 from fl_sim.records import Algorithm
 from fl_sim.seeds import generator
 
@@ -36,6 +45,7 @@ class ReproducibleFedAvg(FedAvg):
         seed: int,
         clients_per_round: int | None = None,
         min_replies: int = 1,
+        before_round: Callable[[], None] = lambda: None,
     ) -> None:
         """Configure the strategy.
 
@@ -45,6 +55,7 @@ class ReproducibleFedAvg(FedAvg):
             seed: The run seed; decides which clients are drawn.
             clients_per_round: Clients drawn each round; ``None`` takes all.
             min_replies: Usable replies without which a round leaves the global model as it was.
+            before_round: Called before the clients of a round are looked up; may change the registry.
         """
         super().__init__()
         self.registry = registry
@@ -52,6 +63,7 @@ class ReproducibleFedAvg(FedAvg):
         self.seed = seed
         self.clients_per_round = clients_per_round
         self.min_replies = min_replies
+        self._before_round = before_round
         self._sent: dict[str, Tensor] = {}
 
     def summary(self) -> None:
@@ -61,6 +73,7 @@ class ReproducibleFedAvg(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Draw clients by id and address the global model to them, by rising client id."""
+        self._before_round()
         parameters, buffers = unpack_arrays(arrays, self.layout)
         self._sent = {**parameters, **buffers}
         config["server-round"] = server_round
@@ -83,7 +96,7 @@ class ReproducibleFedAvg(FedAvg):
         usable = self.usable_replies(server_round, replies)
         if len(usable) < self.min_replies:
             return None, None
-        average, metrics = super().aggregate_train(server_round, usable)
+        average, metrics = super().aggregate_train(server_round, [_bare(reply) for reply in usable])
         return (None if average is None else self.next_global(average)), metrics
 
     def usable_replies(self, server_round: int, replies: Iterable[Message]) -> list[Message]:
@@ -118,6 +131,16 @@ class ReproducibleFedAvg(FedAvg):
         except BadReplyError:
             return False
         return True
+
+
+def _bare(reply: Message) -> Message:
+    """Return a copy with arrays and weight only: FedAvg ends the run where one client sends other metrics."""
+    own = copy.copy(reply)
+    weight = reply.content.metric_records[METRICS][NUM_EXAMPLES]
+    own.content = RecordDict(
+        {ARRAYS: reply.content.array_records[ARRAYS], METRICS: MetricRecord({NUM_EXAMPLES: weight})}
+    )
+    return own
 
 
 def _as_dtype(array: Array, like: Tensor) -> Array:

@@ -3,6 +3,8 @@
 w_{t+1} = w_t - eta * sum_c (N_c / N) * g_c
 """
 
+from collections.abc import Callable
+
 from flwr.app import Array, ArrayRecord
 
 from fl_sim.client_registry import ClientRegistry
@@ -28,6 +30,7 @@ class ReproducibleFedSGD(ReproducibleFedAvg):
         learning_rate: float,
         clients_per_round: int | None = None,
         min_replies: int = 1,
+        before_round: Callable[[], None] = lambda: None,
     ) -> None:
         """Configure the strategy; ``learning_rate`` is eta, the others are as in FedAvg."""
         super().__init__(
@@ -36,6 +39,7 @@ class ReproducibleFedSGD(ReproducibleFedAvg):
             seed=seed,
             clients_per_round=clients_per_round,
             min_replies=min_replies,
+            before_round=before_round,
         )
         self.learning_rate = learning_rate
 

@@ -157,7 +157,7 @@ DP_SGD = {"name": "dp_sgd", "options": {"clip_norm": 1.0, "noise_multiplier": 1.
             [{"name": "soteria", "options": {"pruned_percent": 1.0, "where": "step"}}],
             "defenses.0.options: soteria computes the gradient of each local step: leave out 'where'",
         ),
-        ([{"name": "fractions:Fraction"}], "defenses.0.options: fractions:Fraction is no defense"),
+        ([{"name": "fractions:Fraction"}], "fractions:Fraction is no defense: expected a class whose"),
     ],
 )
 def test_what_cannot_be_applied_is_refused(defenses, message):

@@ -145,7 +145,7 @@ def test_digits_of_the_original_size_keep_their_sixteen_levels():
     assert dataset.images.shape == (1797, 1, 8, 8)
     assert len(dataset.images.unique()) == 17
     assert dataset.test_images is dataset.images
-    with pytest.raises(ValueError, match=r"size must be >= 1"):
+    with pytest.raises(ValueError, match=r"size must be from 1 to 512, got"):
         DATASETS["digits"](size=0)
 
 

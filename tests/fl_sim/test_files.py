@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fl_sim import files
-from fl_sim.errors import RecordingError
+from fl_sim.errors import RecordingError, StorageError
 
 
 def test_tensors_round_trip(tmp_path):
@@ -20,7 +20,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     path = tmp_path / "a.json"
     files.write_json(path, {"old": 1})
     monkeypatch.setattr(files.Path, "replace", _raise_disk_full)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match=r"a\.json: cannot be written .*disk full"):
         files.write_json(path, {"new": 2})
     assert json.loads(path.read_text()) == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]

@@ -160,6 +160,19 @@ def test_tls_and_keys_admit_the_registered_whose_private_data_nobody_else_sees(c
     # The server's side cannot compare with images that only the SuperNodes have, and says so.
     assert not run.scores.exists()
     assert "has no image of client 0" in " ".join(composition.log("runner").read_text().split())
+    _assert_no_secret_in_what_was_written(tmp_path)
+
+
+def _assert_no_secret_in_what_was_written(folder: Path) -> None:
+    credentials = [path.read_bytes() for path in (folder / "credentials").rglob("*") if path.is_file()]
+    keys = [content for content in credentials if b"PRIVATE KEY" in content]
+    assert len(keys) == 4  # of the SuperLink and of three SuperNodes
+    secrets = [line for key in keys for line in key.splitlines() if len(line) > 40 and b"-" not in line]
+    assert len(secrets) >= len(keys)
+    written = [*folder.glob("*.log"), *(folder / "volumes").rglob("*"), *(folder / "homes").rglob("*")]
+    contents = [path.read_bytes() for path in written if path.is_file()]
+    assert len(contents) > 10
+    assert not [secret for secret in secrets for content in contents if secret in content]
 
 
 @pytest.mark.slow

@@ -213,3 +213,36 @@ def _changed(reply, change):
 def _final(run):
     parameters, buffers = run.recording.read_final()
     return flatten({**parameters, **buffers})
+
+
+def _metrics(**metrics):
+    def change(reply):
+        reply.content["metrics"] = MetricRecord(metrics)
+        return reply
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("metrics", "kept"),
+    [
+        ({"num-examples": 6}, {}),
+        ({"num-examples": 6, "train-loss": float("nan"), "x": float("inf")}, {}),
+        ({"num-examples": 6, "of its own": 1.5}, {"of its own": 1.5}),
+        ({"num-examples": 6, "train-loss": [1.0, 2.0]}, {}),
+    ],
+    ids=["none", "not-finite", "other", "list"],
+)
+def test_other_numbers_of_one_client_do_not_stop_the_round(run_tiny, metrics, kept):
+    run = run_tiny(wrap=lambda client_app: _sabotaged(client_app, client_id=1, sabotage=_metrics(**metrics)))
+    assert run.status().state is RunState.FINISHED
+    assert run.recording.read_round(1).updates[1].metrics == kept
+    assert torch.equal(_final(run), _final(run_tiny()))
+
+
+@pytest.mark.parametrize("number", [-1, 6.0, [6]])
+def test_a_number_of_examples_must_be_a_whole_number(run_tiny, number):
+    sabotage = _metrics(**{"num-examples": number})
+    record = run_tiny(wrap=lambda app: _sabotaged(app, client_id=1, sabotage=sabotage)).recording.read_round(1)
+    assert [failure.client_id for failure in record.failures] == [1]
+    assert "num-examples must be a whole number" in record.failures[0].reason
