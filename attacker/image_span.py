@@ -1,16 +1,14 @@
-"""Where the features of the private images must lie, and what that says of an image: fits, mixture or copy."""
+"""Where the features of the private images must lie, as an update tells it."""
 
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from attacker.attack import DoesNotApplyError
 from attacker.inversion_problem import InversionProblem
 from attacker.layer_inputs import first_linear, inputs_of_layer, tensor_name
-from attacker.priors.feature_span import feature_span, shares_outside_span, update_span, visible_rank
+from attacker.priors.feature_span import feature_span, update_span, visible_rank
 
 # Local training turns the features, so that more directions than images carry them: with N = 50 and E = 10 the true
 # images keep 0.0011 of their energy outside 60 directions and 0.0005 outside 80, mixtures of two 0.0070 and 0.0066.
@@ -20,17 +18,10 @@ _DIRECTIONS_PER_IMAGE = 1.6
 # N = 4 and the weakest direction at 10 times the noise's edge the prior gained 9 dB, at 3 times it lost 2 dB.
 _CLEARLY = 4.0
 
-# Cosine similarity of centred features above which two images are taken for one. Copies among reconstructions had 0.99;
-# of the true characters of six clients, 50 each, the two most alike had 0.975, those of the next client 0.955.
-_ALIKE = 0.98
-
-# Shares outside the span below this are taken for rounding: of one gradient, true images keep 1e-6.
-_NEGLIGIBLE = 1e-4
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSpan:
-    """The row space of the update of a fully connected layer, and what images look like beside it.
+    """The row space of the update of a fully connected layer.
 
     Attributes:
         problem: What is solved.
@@ -44,27 +35,9 @@ class ImageSpan:
 
     def prior(self, pixels: Tensor) -> Tensor:
         """Return `attacker.priors.feature_span` of pixels (N, C, H, W), shape ()."""
-        return feature_span(self._features(pixels), basis=self.basis)
-
-    def exposed(self, pixels: Tensor, factor: float) -> Tensor:
-        """Say which images are likely to be mixtures or copies of others, (N,), bool.
-
-        Args:
-            pixels: (N, C, H, W).
-            factor: A mixture has so many times the median share outside the span.
-        """
-        with torch.no_grad():
-            features = self._features(pixels)
-            shares = shares_outside_span(features, basis=self.basis)
-            centred = features - features.mean(dim=0)
-            alike = functional.cosine_similarity(centred[:, None], centred[None], dim=2) > _ALIKE
-            # Of two that are alike, the one further from the span is the copy.
-            is_copy = (alike & (shares[None] < shares[:, None])).any(dim=1)
-            return (shares > (factor * shares.median()).clamp_min(_NEGLIGIBLE)) | is_copy
-
-    def _features(self, pixels: Tensor) -> Tensor:
         problem = self.problem
-        return inputs_of_layer(problem.model, self.layer, problem.parameters, problem.buffers, pixels)[0]
+        features, _ = inputs_of_layer(problem.model, self.layer, problem.parameters, problem.buffers, pixels)
+        return feature_span(features, basis=self.basis)
 
 
 @dataclass(frozen=True, slots=True)

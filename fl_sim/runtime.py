@@ -17,6 +17,9 @@ from fl_sim.process_tree import descendants, end_processes, group_members
 from fl_sim.run_lock import locked
 from fl_sim.run_store import RunState, RunStatus, RunStore
 
+# By name: the platform must not import the clients (see docs/architecture.md).
+CLIENT_APP = "clients.client_app:build_client_app"
+
 _QUIET_AND_OFFLINE = {
     # Read by Flower and Ray at import: no telemetry, no look for updates, no installation at run time.
     "FLWR_TELEMETRY_ENABLED": "0",

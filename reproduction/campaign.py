@@ -23,15 +23,13 @@ from fl_sim.config import AttackConfig
 from fl_sim.errors import MissingDataError
 from fl_sim.events import Event
 from fl_sim.run_store import RunStore, create_run, find_finished_run
-from fl_sim.runtime import run_federation
+from fl_sim.runtime import CLIENT_APP, run_federation
 from fl_sim.seeds import generator
 from reproduction.data import PaperData
 from reproduction.experiments import describe, experiment_of
 from reproduction.measurements import Measurement, MeasurementFile, MeasurementKey
 from reproduction.methods import Method
 from reproduction.tables import NUM_IMAGES, PaperTable, Row
-
-CLIENT_APP = "clients.client_app:build_client_app"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,10 +17,8 @@ from attacker.results import score_results
 from attacker.truth import read_truth
 from fl_sim.events import Event
 from fl_sim.run_store import RunStore, create_run, find_finished_run
-from fl_sim.runtime import run_federation
+from fl_sim.runtime import CLIENT_APP, run_federation
 from tradeoff.study import Arm, Study
-
-CLIENT_APP = "clients.client_app:build_client_app"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,15 +28,10 @@ def feature_span(features: Tensor, *, basis: Tensor) -> Tensor:
         Homomorphic Encryption, IEEE TIFS 2018, Sec. III, and Geiping et al., Inverting Gradients, NeurIPS 2020, Prop.
         3.1.
     """
-    return shares_outside_span(features, basis=basis).mean()
-
-
-def shares_outside_span(features: Tensor, *, basis: Tensor) -> Tensor:
-    """Return the same for each image, (N,): ||(I - V V^T) h_i||^2 / ||h_i||^2; arguments as for `feature_span`."""
     energy = features.square().sum(dim=1)
     inside = (features @ basis).square().sum(dim=1)
     # Pythagoras: V is orthonormal, so that the residual needs no (N, F) difference.
-    return (energy - inside) / energy.clamp_min(torch.finfo(energy.dtype).tiny)
+    return ((energy - inside) / energy.clamp_min(torch.finfo(energy.dtype).tiny)).mean()
 
 
 def visible_rank(weight_update: Tensor, noise_stddev: float) -> int:

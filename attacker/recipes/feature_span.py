@@ -3,8 +3,8 @@
     minimise over z   f D(observed - c(z)) / D(observed) + w(t) span(z) + smoothness + box
 
 c follows the local training with a few full-batch gradients. First D is the layer-weighted squared L2; then, in rounds,
-the mean and the scatter of the update over random orders are sampled at the images so far (`attacker.order_noise`), the
-images that the span exposes as mixtures or copies are drawn anew, and the weight of the span keeps growing.
+the mean and the scatter of the update over random orders are sampled at the images so far (`attacker.order_noise`), and
+the weight of the span grows by far.
 """
 
 import time
@@ -44,17 +44,16 @@ class FeatureSpan:
         rounds: Rounds of the fine part; 0 leaves it out.
         round_steps: Gradients of the matching term in each round.
         hold: Adam steps for which each of them serves there.
-        learning_rate: Of Adam at the start, in normalised units; falls to its half in the coarse part, and then to 0
-            over the rounds.
+        learning_rate: Of Adam at the start, in normalised units; falls to its half in the coarse part, and from there
+            to 0 in each round.
         matching: Factor f of the matching term, which is 1 for a simulated update of zero.
         feature_span: Weight of the span prior at the start.
-        feature_span_end: Its weight in the end; geometric in between.
+        feature_span_fine: Its weight at the end of the coarse part, and at the start of each round.
+        feature_span_end: Its weight at the end of each round; geometric in between.
         rank: Directions of the span; ``None`` takes N for one local epoch, else 1.6 N. Those that known noise drowns
             are left out; where less than N remain, or a known defense spoils the layer, so is the prior.
         orders: K, random orders sampled in each round; 0 leaves the sampling out.
         order_floor: Variance of a direction that no order moves, as a share of the update's energy.
-        renewal: An image is drawn anew at the start of a round if its share outside the span is so many times the
-            median; 0 never does.
         quadratic_variation: Weight of the smoothness prior.
         pixel_box: Weight of the prior that pixels lie in [0, 1].
         start_noise: Standard deviation of the start around the background, in normalised units.
@@ -69,18 +68,18 @@ class FeatureSpan:
         "FedSGD-Epoch"), and of Geiping et al., Inverting Gradients, NeurIPS 2020, Prop. 3.1.
     """
 
-    steps: int = 100
+    steps: int = 150
     rounds: int = 3
-    round_steps: int = 20
+    round_steps: int = 25
     hold: int = 4
     learning_rate: float = 0.4
     matching: float = 250.0
-    feature_span: float = 700.0
+    feature_span: float = 300.0
+    feature_span_fine: float = 3000.0
     feature_span_end: float = 1e5
     rank: int | None = None
     orders: int = 16
     order_floor: float = 1e-4
-    renewal: float = 4.0
     quadratic_variation: float = 3e-5
     pixel_box: float = 2.0
     start_noise: float = 0.3
@@ -101,13 +100,13 @@ class FeatureSpan:
             learning_rate=self.learning_rate,
             matching=self.matching,
             feature_span=self.feature_span,
+            feature_span_fine=self.feature_span_fine,
             feature_span_end=self.feature_span_end,
             order_floor=self.order_floor,
         )
         check_not_negative(
             rounds=self.rounds,
             orders=self.orders,
-            renewal=self.renewal,
             quadratic_variation=self.quadratic_variation,
             pixel_box=self.pixel_box,
             start_noise=self.start_noise,
@@ -136,17 +135,16 @@ class FeatureSpan:
         for part in self._parts()[1:]:
             if optimum.outcome is not Outcome.FINISHED:
                 break
-            variables = self._renewed(optimum.variables, problem, span, generator)
             if self.orders:
                 noise = sample_order_noise(
                     problem,
-                    problem.to_pixels(variables).clamp(0.0, 1.0),
+                    problem.to_pixels(optimum.variables).clamp(0.0, 1.0),
                     self.simulation,
                     num_orders=self.orders,
                     floor=self.order_floor,
                     generator=generator,
                 )
-            optimum = self._search(part, problem, span, noise, variables, on_step)
+            optimum = self._search(part, problem, span, noise, optimum.variables, on_step)
             losses.append(optimum.losses)
         found = reconstruction(
             problem,
@@ -163,21 +161,21 @@ class FeatureSpan:
 
     def _parts(self) -> tuple["_Part", ...]:
         length = self.round_steps * self.hold
-        # The coarse part ends, and the fine one starts, at half the rate.
-        coarse = CosineDecay(start=self.learning_rate, num_steps=2 * self.steps)
-        fine = CosineDecay(start=0.5 * self.learning_rate, num_steps=self.rounds * length)
-        return (
-            _Part(first=0, steps=self.steps, hold=1, rate=coarse),
-            *(
-                _Part(
-                    first=self.steps + number * length,
-                    steps=length,
-                    hold=self.hold,
-                    rate=partial(_shifted, fine, number * length),
-                )
-                for number in range(self.rounds)
-            ),
+        coarse = _Part(
+            first=0,
+            steps=self.steps,
+            hold=1,
+            rate=CosineDecay(start=self.learning_rate, num_steps=2 * self.steps),
+            span=GeometricRamp(start=self.feature_span, end=self.feature_span_fine, num_steps=self.steps),
         )
+        fine = _Part(
+            first=self.steps,
+            steps=length,
+            hold=self.hold,
+            rate=CosineDecay(start=0.5 * self.learning_rate, num_steps=length),
+            span=GeometricRamp(start=self.feature_span_fine, end=self.feature_span_end, num_steps=length),
+        )
+        return (coarse, *(replace(fine, first=self.steps + number * length) for number in range(self.rounds)))
 
     def _search(
         self,
@@ -188,12 +186,10 @@ class FeatureSpan:
         start: Tensor,
         on_step: OnStep,
     ) -> Optimum:
-        span_weight = GeometricRamp(start=self.feature_span, end=self.feature_span_end, num_steps=self.num_steps)
-
         def prior(variables: Tensor, step: int) -> Tensor:
             pixels = problem.to_pixels(variables)
             smooth = self.quadratic_variation * quadratic_variation(variables) + self.pixel_box * pixel_box(pixels)
-            return smooth if isinstance(span, NoSpan) else smooth + span_weight(part.first + step) * span.prior(pixels)
+            return smooth if isinstance(span, NoSpan) else smooth + part.span(step) * span.prior(pixels)
 
         def report(progress: Progress) -> None:
             on_step(replace(progress, step=part.first + progress.step, num_steps=self.num_steps))
@@ -217,15 +213,6 @@ class FeatureSpan:
         noise = self.start_noise * problem.noise(generator)
         return noise if self.background is None else noise + problem.to_normalised(self.background)
 
-    def _renewed(
-        self, variables: Tensor, problem: InversionProblem, span: ImageSpan | NoSpan, generator: torch.Generator
-    ) -> Tensor:
-        """Return the images with those drawn anew that the span exposes."""
-        fresh = self._start(problem, generator)
-        if isinstance(span, NoSpan) or not self.renewal:
-            return variables
-        return torch.where(span.exposed(problem.to_pixels(variables), self.renewal).view(-1, 1, 1, 1), fresh, variables)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
@@ -236,16 +223,14 @@ class _Part:
         steps: Its own.
         hold: For how many of them a gradient of the matching term serves.
         rate: Learning rate, by own step.
+        span: Weight of the span prior, by own step.
     """
 
     first: int
     steps: int
     hold: int
     rate: Schedule
-
-
-def _shifted(schedule: Schedule, first: int, step: int) -> float:
-    return schedule(first + step)
+    span: Schedule
 
 
 def _matching(problem: InversionProblem, noise: OrderNoise, simulation: Simulation, pixels: Tensor) -> Tensor:

@@ -1,21 +1,18 @@
 """What follows a recording: attack, score, write the page, say what was found."""
 
-from pathlib import Path
-
 from rich import box
 from rich.table import Table
 
 from attacker.campaign import plan_campaign
 from attacker.campaign_observer import TaskFailure
-from attacker.metrics.features import FeatureExtractor, FeaturesUnavailable, load_features
-from attacker.metrics.lpips import LpipsUnavailable, load_lpips
 from attacker.report.collect import collect_content
 from attacker.report.page import render
 from attacker.results import read_results, result_row, score_results
 from attacker.truth import Truth, read_truth
 from fl_sim.cli.campaign_progress import show_campaign
+from fl_sim.cli.image_metrics import load_image_metrics
 from fl_sim.cli.terminal import errors
-from fl_sim.config import AttackConfig, ScoringConfig
+from fl_sim.config import AttackConfig
 from fl_sim.errors import MissingDataError
 from fl_sim.files import write_bytes
 from fl_sim.run_store import RunStore
@@ -36,15 +33,15 @@ def analyse(run: RunStore, attack: AttackConfig | None, *, quiet: bool) -> tuple
     truth, notices = find_truth(run)
     if truth is not None:
         scoring = run.experiment().scoring
-        lpips = load_lpips(_path(scoring.alexnet_weights))
-        if isinstance(lpips, LpipsUnavailable):
-            notices = (*notices, lpips.notice)
-            lpips = None
-        extractor = load_extractor(scoring)
-        if isinstance(extractor, FeaturesUnavailable):
-            notices = (*notices, extractor.notice)
-            extractor = None
-        score_results(run, truth, threshold_db=scoring.recovered_threshold_db, lpips=lpips, extractor=extractor)
+        metrics = load_image_metrics(scoring)
+        notices = (*notices, *metrics.notices)
+        score_results(
+            run,
+            truth,
+            threshold_db=scoring.recovered_threshold_db,
+            lpips=metrics.lpips,
+            extractor=metrics.extractor,
+        )
     write_page(run, truth, notices)
     if not quiet:
         for notice in notices:
@@ -52,23 +49,6 @@ def analyse(run: RunStore, attack: AttackConfig | None, *, quiet: bool) -> tuple
         errors.print(scores_table(run))
         errors.print(f"page: [bold]{run.report_path}[/]", highlight=False, soft_wrap=True)
     return failures
-
-
-def load_extractor(scoring: ScoringConfig) -> FeatureExtractor | FeaturesUnavailable:
-    """Build the features that an experiment's scores are made with, or say why there are none.
-
-    Raises:
-        ConfigError: For an unknown name.
-    """
-    return load_features(
-        scoring.feature_extractor,
-        efficientnet_weights=_path(scoring.efficientnet_weights),
-        alexnet_weights=_path(scoring.alexnet_weights),
-    )
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
 
 
 def find_truth(run: RunStore) -> tuple[Truth | None, tuple[str, ...]]:

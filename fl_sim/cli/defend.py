@@ -14,13 +14,10 @@ from rich.progress import TaskID
 from attacker.attack import Progress
 from attacker.attack_store import ResultKey
 from attacker.campaign_observer import TaskFailure
-from attacker.metrics.features import FeaturesUnavailable
-from attacker.metrics.lpips import LpipsUnavailable, load_lpips
-from fl_sim.cli.analysis import load_extractor
 from fl_sim.cli.experiment_check import check_experiment, with_absolute_paths
+from fl_sim.cli.image_metrics import load_image_metrics
 from fl_sim.cli.options import QuietOption, SetOption
 from fl_sim.cli.terminal import errors, output, progress_bars
-from fl_sim.config import ScoringConfig
 from fl_sim.events import Event, EventKind
 from fl_sim.files import write_bytes
 from tradeoff.campaign import Metrics, StudyObserver, pairs, run_study
@@ -47,13 +44,17 @@ def defend(
     """
     study = _checked(read_study(experiment, assignments or ()))
     target = folder / study.experiment.name
+    metrics = load_image_metrics(study.experiment.scoring)
+    if not quiet:
+        for notice in metrics.notices:
+            errors.print(f"[dim]{notice}[/]", highlight=False)
     with progress_bars(quiet=quiet) as bars:
         observer = _Bars(bars, study)
         runs, failures = run_study(
             study,
             runs_dir=target / "runs",
             engine=engine,
-            metrics=_metrics(study.experiment.scoring),
+            metrics=Metrics(lpips=metrics.lpips, extractor=metrics.extractor),
             observer=observer,
         )
     found = outcomes(study, runs)
@@ -83,15 +84,6 @@ def _checked(study: Study) -> Study:
         for attack in study.attacks:
             check_experiment(replace(study.federation(arm, study.seeds[0]), attack=attack.config))
     return study
-
-
-def _metrics(scoring: ScoringConfig) -> Metrics:
-    lpips = load_lpips(None if scoring.alexnet_weights is None else Path(scoring.alexnet_weights))
-    extractor = load_extractor(scoring)
-    return Metrics(
-        lpips=None if isinstance(lpips, LpipsUnavailable) else lpips,
-        extractor=None if isinstance(extractor, FeaturesUnavailable) else extractor,
-    )
 
 
 class _Bars(StudyObserver):

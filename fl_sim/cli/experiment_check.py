@@ -7,7 +7,7 @@ from typing import Any
 from attacker.campaign import resolve_setting
 from clients.client_app import build_defense
 from clients.defenses import PrivateGradientDefense
-from fl_sim.cli.analysis import load_extractor
+from fl_sim.cli.image_metrics import load_extractor
 from fl_sim.config import Experiment
 from fl_sim.errors import ConfigError
 from fl_sim.federated_data import load_federated_data

@@ -18,9 +18,8 @@ from fl_sim.errors import ConfigError
 from fl_sim.files import write_bytes
 from fl_sim.resumption import prepare_resumption
 from fl_sim.run_store import create_run
-from fl_sim.runtime import run_federation
+from fl_sim.runtime import CLIENT_APP, run_federation
 
-CLIENT_APP = "clients.client_app:build_client_app"
 ENGINE_NAMES = ("ray", "inprocess", "deployment")
 _ENGINE_HELP = (
     "ray (client processes), inprocess (for debugging) or deployment (SuperLink and SuperNodes; slow: each message "

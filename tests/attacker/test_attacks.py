@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from attacker.attack import DoesNotApplyError, Outcome, Progress, Reconstruction
 from attacker.distances import layer_weighted_l2, layerwise_l2
 from attacker.gradient_matching import Objective, Search, minimise
-from attacker.image_span import ImageSpan, image_span
-from attacker.inversion_problem import inversion_problem, problem_with_labels
+from attacker.inversion_problem import inversion_problem
 from attacker.lbfgs import LbfgsSearch, minimise_lbfgs
 from attacker.matching import match
 from attacker.metrics.psnr import psnr_db
@@ -600,16 +599,3 @@ def test_schedules_by_hand() -> None:
     assert WarmUpCosine(peak=1.0, warm_up=50, num_steps=3)(2) == pytest.approx(3 / 50)
     cosine = CosineDecay(start=1.0, num_steps=4)
     assert (cosine(0), cosine(2), cosine(4)) == pytest.approx((1.0, 0.5, 0.0))
-
-
-def test_the_span_exposes_mixtures_and_copies() -> None:
-    data, labels = spec(), torch.arange(5) % 4
-    truth = pictures(5, seed=3)
-    problem = problem_with_labels(observe(cnn(data), data, truth, labels), labels)
-    span = image_span(problem)
-    assert isinstance(span, ImageSpan)
-    assert not span.exposed(truth, 4.0).any()
-    spoilt = truth.clone()
-    spoilt[1] = (spoilt[0] + 0.02 * pictures(1, seed=4)).clamp(0, 1)  # a copy, a little off
-    spoilt[3] = 0.5 * (truth[2] + pictures(1, seed=5)[0])
-    assert span.exposed(spoilt, 4.0).tolist() == [False, True, False, True, False]
