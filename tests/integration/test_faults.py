@@ -169,7 +169,8 @@ def test_a_supernode_that_was_killed_and_comes_back_is_its_client_again(tiny, tm
     assert 1 not in answered[1]
     assert (2, 1) in reasons
     assert 1 in answered[2]
-    assert reasons[4, 1] == "no reply before the deadline"
+    # Flower notices after a minute by itself.
+    assert re.search("no reply before the deadline|ClientApp stopped responding", reasons[4, 1])
     told = [(event.server_round, event.message) for event in events if event.kind is EventKind.WARNING]
     assert (3, "client 1 is back, as another node") in told
 
