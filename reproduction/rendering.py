@@ -152,6 +152,8 @@ def _conditions(request: Request, cells: Sequence[SummaryCell]) -> str:
 def _steps(attack: AttackConfig) -> int:
     """Return the optimisation steps of an attack, or of the one that it runs for others."""
     options = resolve_setting(attack).options
+    if "rounds" in options:
+        return int(options["steps"]) + int(options["rounds"]) * int(options["round_steps"]) * int(options["hold"])
     if "steps" in options:
         return int(options["steps"])
     return _steps(AttackConfig(name=options["attack"], options=options["options"]))

@@ -7,6 +7,7 @@ import torch
 from defended_clients import DATASET, ETA, KNOWING, LABELS, declared, defended, naive, quality
 from small_problems import cnn, pictures
 
+from attacker.image_span import ImageSpan, image_span
 from attacker.inversion_problem import inversion_problem
 from attacker.observation import Observation
 from attacker.recipes.feature_span import FeatureSpan
@@ -123,14 +124,12 @@ def test_a_mean_over_rounds_must_be_of_one_client() -> None:
 
 
 def test_the_span_is_left_out_where_noise_or_soteria_spoils_it() -> None:
-    attack = FeatureSpan(steps=80)
+    attack = FeatureSpan(steps=80, rounds=1, round_steps=10)
     labels = torch.tensor([0, 1, 2, 3])
 
     def has_span(defense: DeclaredDefense) -> bool:
-        return (
-            attack._span(inversion_problem(defended(defense, labels=labels), "automatic", torch.Generator()))
-            is not None
-        )
+        problem = inversion_problem(defended(defense, labels=labels), "automatic", torch.Generator())
+        return isinstance(image_span(problem), ImageSpan)
 
     assert has_span(declared("gaussian_noise", stddev=1e-6))
     assert not has_span(declared("gaussian_noise", stddev=0.1))

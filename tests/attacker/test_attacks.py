@@ -222,7 +222,7 @@ PROBLEMS = {
         gain_db=8,
     ),
     "feature span: the coarse part alone": Problem(
-        attack="feature_span", options={"steps": 150, "rounds": 0}, num_images=4, recipe=LOCAL, gain_db=8
+        attack="feature_span", options={"steps": 150, "rounds": 0}, num_images=4, recipe=LOCAL, gain_db=4
     ),
 }
 
