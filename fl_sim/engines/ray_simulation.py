@@ -11,7 +11,6 @@ import tempfile
 import warnings
 
 import ray
-import torch
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.simulation import run_simulation
@@ -24,7 +23,8 @@ _OUTLIVE_A_KILL = {"max_restarts": -1, "max_task_retries": 1}
 def run_on_ray(server_app: ServerApp, client_app: ClientApp, num_clients: int) -> None:
     """Run a federation to its end.
 
-    One core and, where there is one, a share of the GPU for each client; as many at a time as the machine has cores.
+    One core and, where there is one, a share of the GPU for each client; as many at a time as there are cores, on this
+    machine or on the cluster that RAY_ADDRESS names.
 
     Args:
         server_app: Runs in a thread of this process.
@@ -34,19 +34,19 @@ def run_on_ray(server_app: ServerApp, client_app: ClientApp, num_clients: int) -
     Raises:
         Exception: Whatever the ServerApp raised. Failures of clients are error replies and do not end the run.
     """
-    num_cores = os.cpu_count() or 1
-    gpu_share = min(1.0, torch.cuda.device_count() / num_cores)
     logging.getLogger("flwr").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="fl-sim-", ignore_cleanup_errors=True) as ray_folder:
-        # Ray starts here, so that its folder goes when the run ends. Workers get the module path of this process.
+        # Ray starts here, so that its folder goes when the run ends; a cluster that is joined has its own settings.
+        own = {"_temp_dir": ray_folder, "num_cpus": os.cpu_count(), "include_dashboard": False}
         ray.init(
-            _temp_dir=ray_folder,
-            num_cpus=num_cores,
-            include_dashboard=False,
+            **({} if "RAY_ADDRESS" in os.environ else own),
             log_to_driver=False,
             logging_level=logging.ERROR,
+            # Workers get the module path of this process.
             runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
         )
+        resources = ray.cluster_resources()
+        gpu_share = min(1.0, resources.get("GPU", 0.0) / resources.get("CPU", 1.0))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
