@@ -16,6 +16,7 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from attacker.attack import Reconstruction
 from attacker.attack_store import AttackSetting, AttackStore, ResultKey
@@ -43,7 +44,9 @@ def run_on_ray(tasks: Sequence[AttackTask], *, gpu_share: float, observer: Campa
         resources = ray.cluster_resources()
         num_gpus = gpu_share if resources.get("GPU") else 0
         remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=_MAX_RETRIES)(_attack)
-        steps = Queue(actor_options={"num_cpus": 0})
+        # On this machine: a queue that dies with another one would end the campaign.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        steps = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         try:
             return _run(tasks, remote, steps, at_once=2 * int(resources.get("CPU", 1)), observer=observer)
         finally:
