@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import warnings
+from typing import Any
 
 import ray
 from flwr.clientapp import ClientApp
@@ -37,7 +38,7 @@ def run_on_ray(server_app: ServerApp, client_app: ClientApp, num_clients: int) -
     logging.getLogger("flwr").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="fl-sim-", ignore_cleanup_errors=True) as ray_folder:
         # Ray starts here, so that its folder goes when the run ends; a cluster that is joined has its own settings.
-        own = {"_temp_dir": ray_folder, "num_cpus": os.cpu_count(), "include_dashboard": False}
+        own: dict[str, Any] = {"_temp_dir": ray_folder, "num_cpus": os.cpu_count(), "include_dashboard": False}
         ray.init(
             **({} if "RAY_ADDRESS" in os.environ else own),
             log_to_driver=False,
