@@ -7,7 +7,7 @@
 The first correction lets a cheap simulation stand for the faithful one (defect correction); the second is a Mahalanobis
 distance with the covariance of the sampled updates on top of a floor f of isotropic noise: entries that any other order
 would have changed say little about the images. On the FEMNIST network with E = 10, m = 5, N_c = 50 the distance at the
-true images falls from 12 % of the update's energy to below 1 %.
+true images falls from about a tenth of the update's energy to a hundredth (benchmarks/order_noise.py).
 """
 
 import math

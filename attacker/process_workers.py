@@ -1,8 +1,10 @@
 """Attacks spread over processes of this machine."""
 
 import multiprocessing
+import os
 import queue
 import signal
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -73,6 +75,15 @@ def _prepare(queue: "Queue[TaskProgress]") -> None:
     _queue = queue
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process with its parent, however that ended: the pool's pipes, shared by workers, do not tell."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run(task: AttackTask) -> None:

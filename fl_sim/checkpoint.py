@@ -13,15 +13,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from fl_sim.entries import Format, parse_entry
 from fl_sim.errors import RecordingError, brief
-from fl_sim.files import read_json, read_tensors, write_json, write_tensors
-from fl_sim.options import first_problem
+from fl_sim.files import read_tensors, write_tensors
 
-FORMAT = "fl-sim-checkpoint"
-VERSION = 1
+FORMAT = Format("fl-sim-checkpoint", 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +43,6 @@ class _Entry:
     sha256: str
 
 
-_ENTRY = TypeAdapter(_Entry)
-
-
 class CheckpointStore:
     """Reads and writes the checkpoint of one run."""
 
@@ -64,7 +59,7 @@ class CheckpointStore:
         """
         path = self._tensors_path(state.server_round)
         entry = _Entry(state=state, sha256=write_tensors(path, tensors))
-        write_json(self._entry_path(), {"format": FORMAT, "version": VERSION, **asdict(entry)})
+        FORMAT.write(self._entry_path(), asdict(entry))
         for other in self.folder.glob("*.safetensors"):
             if other != path:
                 other.unlink()
@@ -81,17 +76,7 @@ class CheckpointStore:
         path = self._entry_path()
         if not path.exists():
             return None
-        data = read_json(path)
-        found = data.pop("format", None), data.pop("version", None)
-        if found != (FORMAT, VERSION):
-            raise RecordingError(
-                f"{path}: expected format {FORMAT!r} version {VERSION}, got {brief(repr(found[0]))} version "
-                f"{brief(repr(found[1]))}"
-            )
-        try:
-            entry = _ENTRY.validate_python(data)
-        except ValidationError as error:
-            raise RecordingError(f"{path}: {first_problem(error)}; the file is damaged or foreign") from error
+        entry: _Entry = parse_entry(_Entry, path, FORMAT.read(path))
         path = self._tensors_path(entry.state.server_round)
         tensors = read_tensors(path, sha256=entry.sha256)
         wrong = sorted(tensors.keys() ^ expected.keys())

@@ -20,12 +20,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from fl_sim.entries import Format, parse_entry
 from fl_sim.errors import RecordingError, brief
 from fl_sim.files import read_json, read_tensors, write_json, write_tensors
-from fl_sim.options import first_problem
 from fl_sim.records import (
     AggregatedUpdate,
     Algorithm,
@@ -38,8 +37,7 @@ from fl_sim.records import (
 )
 from fl_sim.server_privacy import CentralPrivacy, SecureAggregation
 
-FORMAT = "fl-sim-recording"
-VERSION = 1
+FORMAT = Format("fl-sim-recording", 1)
 _MOST_DIGITS = 10
 
 
@@ -121,7 +119,7 @@ class RecordingStore:
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Write what the server knows."""
-        write_json(self.folder / "manifest.json", {"format": FORMAT, "version": VERSION, **asdict(manifest)})
+        FORMAT.write(self.folder / "manifest.json", asdict(manifest))
 
     def write_masked_vector(self, server_round: int, client_id: int, vector: Mapping[str, Tensor]) -> None:
         """Write a masked vector as it arrives; `write_round` makes it count.
@@ -169,7 +167,7 @@ class RecordingStore:
             failures=record.failures,
             secure_aggregation=self._write_secure(record, keep_round=keep_round),
         )
-        write_json(folder / "round.json", {"format": FORMAT, "version": VERSION, **asdict(entry)})
+        FORMAT.write(folder / "round.json", asdict(entry))
 
     def _write_secure(self, record: RoundRecord, *, keep_round: bool) -> _SecureEntry | None:
         if record.aggregate is None and not record.masked and all(f.stage is None for f in record.failures):
@@ -222,7 +220,8 @@ class RecordingStore:
 
     def read_manifest(self) -> Manifest:
         """Return what the server knows."""
-        return _parse(Manifest, self.folder / "manifest.json")
+        path = self.folder / "manifest.json"
+        return parse_entry(Manifest, path, FORMAT.read(path))
 
     def rounds(self) -> tuple[int, ...]:
         """Return the recorded rounds in order; a round without ``round.json`` never ended and is left out."""
@@ -346,7 +345,7 @@ class RecordingStore:
 
     def _read_entry(self, server_round: int) -> _RoundEntry:
         path = self._round_folder(server_round) / "round.json"
-        entry = _parse(_RoundEntry, path)
+        entry: _RoundEntry = parse_entry(_RoundEntry, path, FORMAT.read(path))
         if entry.server_round != server_round:
             raise RecordingError(f"{path}: expected round {server_round}, got {entry.server_round}; the file was moved")
         return entry
@@ -417,17 +416,3 @@ def _masked_replies(entry: _RoundEntry) -> tuple[MaskedReply, ...]:
         )
         for reply in masked
     )
-
-
-def _parse(kind: Any, path: Path) -> Any:
-    data = read_json(path)
-    found = data.pop("format", None), data.pop("version", None)
-    if found != (FORMAT, VERSION):
-        raise RecordingError(
-            f"{path}: expected format {FORMAT!r} version {VERSION}, got {brief(repr(found[0]))} version "
-            f"{brief(repr(found[1]))}"
-        )
-    try:
-        return TypeAdapter(kind).validate_python(data)
-    except ValidationError as error:
-        raise RecordingError(f"{path}: {first_problem(error)}; the file is damaged or foreign") from error

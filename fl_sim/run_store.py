@@ -25,17 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import TypeAdapter, ValidationError
 
 from fl_sim.checkpoint import CheckpointStore
 from fl_sim.config import Experiment, read_experiment, to_plain
+from fl_sim.entries import Format, parse_entry
 from fl_sim.errors import ConfigError, RecordingError, StorageError, brief
 from fl_sim.files import check_enclosed, encode_json, overwrite_bytes, read_json, write_bytes, write_json
-from fl_sim.options import first_problem
 from fl_sim.recording_store import RecordingStore
 
-FORMAT = "fl-sim-run"
-VERSION = 1
+FORMAT = Format("fl-sim-run", 1)
 _RECORDED_PACKAGES = ("fl-sim", "flwr", "ray", "torch", "torchvision", "numpy", "scipy", "safetensors")
 
 
@@ -117,7 +115,7 @@ class RunStore:
 
     def status(self) -> RunStatus:
         """Return where the federation stands."""
-        return _parse(RunStatus, self.folder / "status.json", read_json(self.folder / "status.json"))
+        return parse_entry(RunStatus, self.folder / "status.json", read_json(self.folder / "status.json"))
 
     def write_engine(self, name: str, pid: int) -> None:
         """Say which engine runs the federation, and the id of its process."""
@@ -142,7 +140,7 @@ class RunStore:
         path = self.folder / "evaluations.json"
         if not path.exists():
             return ()
-        return _parse(tuple[RoundEvaluation, ...], path, read_json(path).get("evaluations"))
+        return parse_entry(tuple[RoundEvaluation, ...], path, read_json(path).get("evaluations"))
 
 
 def create_run(experiment: Experiment, runs_dir: Path) -> RunStore:
@@ -158,11 +156,9 @@ def create_run(experiment: Experiment, runs_dir: Path) -> RunStore:
     run = RunStore(_new_folder(runs_dir, f"{re.sub('[-:Z]', '', created).replace('T', '-')}-{experiment.name}"))
     plain = to_plain(experiment)
     experiment_sha256 = write_bytes(run.folder / "experiment.toml", tomli_w.dumps(plain).encode())
-    write_json(
+    FORMAT.write(
         run.folder / "run.json",
         {
-            "format": FORMAT,
-            "version": VERSION,
             "name": experiment.name,
             "created": created,
             "seed": experiment.seed,
@@ -187,12 +183,7 @@ def open_run(folder: Path) -> RunStore:
     if not path.exists():
         raise RecordingError(f"{str(folder)!r} is not a run: it has no run.json; 'fl-sim runs' lists the runs")
     check_enclosed(folder)
-    found = read_json(path)
-    if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
-        raise RecordingError(
-            f"{path}: expected format {FORMAT!r} version {VERSION}, "
-            f"got {brief(repr(found.get('format')))} version {brief(repr(found.get('version')))}"
-        )
+    FORMAT.read(path)
     return RunStore(folder)
 
 
@@ -211,13 +202,6 @@ def find_finished_run(experiment: Experiment, runs_dir: Path) -> RunStore | None
         except RecordingError:
             continue  # of another version, or cut off while it was made: recorded again
     return None
-
-
-def _parse(kind: Any, path: Path, data: Any) -> Any:
-    try:
-        return TypeAdapter(kind).validate_python(data)
-    except ValidationError as error:
-        raise RecordingError(f"{path}: {first_problem(error)}; the file is damaged or foreign") from error
 
 
 def _new_folder(runs_dir: Path, name: str) -> Path:

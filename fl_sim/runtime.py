@@ -26,12 +26,12 @@ _QUIET_AND_OFFLINE = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # In spite of its name: a Ray of this machine alone, which listens on the loopback interface and not on every one.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Clients run side by side, one thread each.
     "OMP_NUM_THREADS": "1",
 }
+# In spite of its name: a Ray of this machine alone, which listens on the loopback interface and not on every one.
+_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _SECONDS_TO_EXIT = 60.0
 _SECONDS_TO_TERMINATE = 10.0
 
@@ -60,6 +60,7 @@ def run_federation(
         command += ["--superlink", str(superlink)]
         if superlink.root_certificates is not None:
             command += ["--root-certificates", str(superlink.root_certificates)]
+    settings = _QUIET_AND_OFFLINE if "RAY_ADDRESS" in os.environ else {**_QUIET_AND_OFFLINE, **_ALONE}
     before = len(read_events(run.events_path))
     with (
         locked(run.folder) as lock,
@@ -71,7 +72,7 @@ def run_federation(
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **_QUIET_AND_OFFLINE, "FLWR_HOME": home},
+                env={**os.environ, **settings, "FLWR_HOME": home},
                 start_new_session=True,
                 pass_fds=(lock,),  # should this process be killed, the run stays locked while the engine goes on
             )

@@ -66,7 +66,8 @@ FEDAVG_METHODS: dict[str, Method] = {
         sees_batches=False,
         one_epoch="fedsgd",
     ),
-    "feature_span": Method(title="feature span (this project)", attack="feature_span"),
+    # Five full-batch gradients, in half of its steps.
+    "feature_span": Method(title="feature span (this project)", attack="feature_span", gradients_per_image=0.2),
 }
 
 PAPER_METHODS = ("ours_prior", "ours_no_prior", "shared", "fedsgd_epoch", "fedsgd")

@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 
 from attacker.campaign import resolve_setting
 from attacker.estimate import Estimate
+from attacker.recipes import ATTACKS
 from attacker.threat_models import THREAT_MODELS
 from fl_sim.config import AttackConfig
+from fl_sim.options import build
 from reproduction.campaign import Request, cells_of
 from reproduction.summary import SummaryCell
 
@@ -151,12 +153,11 @@ def _conditions(request: Request, cells: Sequence[SummaryCell]) -> str:
 
 def _steps(attack: AttackConfig) -> int:
     """Return the optimisation steps of an attack, or of the one that it runs for others."""
-    options = resolve_setting(attack).options
-    if "rounds" in options:
-        return int(options["steps"]) + int(options["rounds"]) * int(options["round_steps"]) * int(options["hold"])
-    if "steps" in options:
-        return int(options["steps"])
-    return _steps(AttackConfig(name=options["attack"], options=options["options"]))
+    setting = resolve_setting(attack)
+    if "attack" in setting.options:
+        return _steps(AttackConfig(name=setting.options["attack"], options=setting.options["options"]))
+    found = build(ATTACKS[setting.name], setting.options, where="options")
+    return int(getattr(found, "num_steps", setting.options["steps"]))
 
 
 def _threat_model(request: Request) -> str:

@@ -130,9 +130,10 @@ class FeatureSpan:
         problem = inversion_problem(observation, self.label_recovery, generator)
         span = image_span(problem, self.rank)
         noise = no_order_noise(layer_weighted_vector(problem.observed))
-        optimum = self._search(self._parts()[0], problem, span, noise, self._start(problem, generator), on_step)
+        coarse, *rounds = self._parts()
+        optimum = self._search(coarse, problem, span, noise, self._start(problem, generator), on_step)
         losses = [optimum.losses]
-        for part in self._parts()[1:]:
+        for part in rounds:
             if optimum.outcome is not Outcome.FINISHED:
                 break
             if self.orders:
@@ -153,11 +154,9 @@ class FeatureSpan:
             partial(_matching, problem, noise, self.simulation),
             started=started,
         )
-        return (
-            replace(found, remarks=(*found.remarks, f"without the span: {span.reason}"))
-            if isinstance(span, NoSpan)
-            else found
-        )
+        if isinstance(span, ImageSpan):
+            return found
+        return replace(found, remarks=(*found.remarks, f"without the span: {span.reason}"))
 
     def _parts(self) -> tuple["_Part", ...]:
         length = self.round_steps * self.hold

@@ -1,5 +1,7 @@
 """Progress bars of a campaign: updates attacked, and the steps of every running attack."""
 
+from collections.abc import Callable
+
 from rich.progress import Progress as Bars
 from rich.progress import TaskID
 
@@ -19,35 +21,52 @@ def show_campaign(plan: Plan, attack: AttackConfig, *, quiet: bool) -> tuple[Tas
         return run_campaign(plan, workers=attack.workers, gpu_share=attack.gpu_share, observer=_Bars(bars, plan))
 
 
+class AttackBars:
+    """A bar for each running attack, which goes when the attack ends."""
+
+    def __init__(self, bars: Bars, describe: Callable[[ResultKey], str]) -> None:
+        """Draw on these bars; ``describe`` names an attack."""
+        self._bars = bars
+        self._describe = describe
+        self._running: dict[ResultKey, TaskID] = {}
+
+    def show(self, key: ResultKey, progress: Progress) -> None:
+        """Move an attack's bar."""
+        if key not in self._running:
+            self._running[key] = self._bars.add_task(self._describe(key), total=progress.num_steps, note="")
+        note = f"matching loss {progress.matching_loss:.3g}"
+        self._bars.update(self._running[key], completed=progress.step, total=progress.num_steps, note=note)
+
+    def end(self, key: ResultKey) -> None:
+        """Take an attack's bar away."""
+        if key in self._running:
+            self._bars.remove_task(self._running.pop(key))
+
+    def fail(self, failure: TaskFailure) -> None:
+        """Take an attack's bar away, and say why it failed."""
+        self.end(failure.key)
+        errors.print(f"[red]{self._describe(failure.key).strip()}: {failure.reason}[/]")
+
+
 class _Bars(CampaignObserver):
     def __init__(self, bars: Bars, plan: Plan) -> None:
         self._bars = bars
-        self._steps: dict[ResultKey, TaskID] = {}
+        self._attacks = AttackBars(bars, _describe)
         total = len(plan.tasks) + len(plan.finished)
         self._all = bars.add_task("updates attacked", total=total, completed=len(plan.finished), note="")
 
     def on_step(self, key: ResultKey, progress: Progress) -> None:
-        if key not in self._steps:
-            seed = f", seed {key.seed}" if key.seed else ""
-            description = f"round {key.server_round}, client {key.clients_text}{seed}"
-            self._steps[key] = self._bars.add_task(description, total=progress.num_steps, note="")
-        self._bars.update(
-            self._steps[key],
-            completed=progress.step,
-            total=progress.num_steps,
-            note=f"matching loss {progress.matching_loss:.3g}",
-        )
+        self._attacks.show(key, progress)
 
     def on_finished(self, key: ResultKey) -> None:
-        self._hide(key)
+        self._attacks.end(key)
         self._bars.advance(self._all)
 
     def on_failed(self, failure: TaskFailure) -> None:
-        self._hide(failure.key)
+        self._attacks.fail(failure)
         self._bars.advance(self._all)
-        key = failure.key
-        errors.print(f"[red]round {key.server_round}, client {key.clients_text}: {failure.reason}[/]")
 
-    def _hide(self, key: ResultKey) -> None:
-        if key in self._steps:
-            self._bars.remove_task(self._steps.pop(key))
+
+def _describe(key: ResultKey) -> str:
+    seed = f", seed {key.seed}" if key.seed else ""
+    return f"round {key.server_round}, client {key.clients_text}{seed}"

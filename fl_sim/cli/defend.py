@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 from rich.progress import Progress as Bars
-from rich.progress import TaskID
 
 from attacker.attack import Progress
 from attacker.attack_store import ResultKey
 from attacker.campaign_observer import TaskFailure
+from fl_sim.cli.campaign_progress import AttackBars
 from fl_sim.cli.experiment_check import check_experiment, with_absolute_paths
 from fl_sim.cli.image_metrics import load_image_metrics
 from fl_sim.cli.options import QuietOption, SetOption
@@ -93,7 +93,7 @@ class _Bars(StudyObserver):
         self._bars = bars
         self._num_arms = len(list(pairs(study)))
         self._arms = bars.add_task("arms", total=self._num_arms, note="")
-        self._steps: dict[ResultKey, TaskID] = {}
+        self._attacks = AttackBars(bars, _describe)
         self._study = study
         self._started = 0.0
         self._worked = False
@@ -119,19 +119,13 @@ class _Bars(StudyObserver):
         self._worked = self._worked or num_open > 0
 
     def on_step(self, key: ResultKey, progress: Progress) -> None:
-        if key not in self._steps:
-            name = f"  round {key.server_round}, client {key.clients_text}, seed {key.seed}"
-            self._steps[key] = self._bars.add_task(name, total=progress.num_steps, note="")
-        note = f"matching loss {progress.matching_loss:.3g}"
-        self._bars.update(self._steps[key], completed=progress.step, total=progress.num_steps, note=note)
+        self._attacks.show(key, progress)
 
     def on_finished(self, key: ResultKey) -> None:
-        self._hide(key)
+        self._attacks.end(key)
 
     def on_failed(self, failure: TaskFailure) -> None:
-        self._hide(failure.key)
-        key = failure.key
-        errors.print(f"[red]round {key.server_round}, client {key.clients_text}: {failure.reason}[/]")
+        self._attacks.fail(failure)
 
     def on_arm_done(self) -> None:
         self._done += 1
@@ -145,6 +139,6 @@ class _Bars(StudyObserver):
         minutes = (self._num_arms - self._done) * sum(self._seconds) / len(self._seconds) / 60
         return f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
 
-    def _hide(self, key: ResultKey) -> None:
-        if key in self._steps:
-            self._bars.remove_task(self._steps.pop(key))
+
+def _describe(key: ResultKey) -> str:
+    return f"  round {key.server_round}, client {key.clients_text}, seed {key.seed}"

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 from rich.progress import Progress as Bars
-from rich.progress import TaskID
 
 from attacker.attack import Progress
 from attacker.attack_store import ResultKey
 from attacker.campaign_observer import TaskFailure
+from fl_sim.cli.campaign_progress import AttackBars
 from fl_sim.cli.options import QuietOption
 from fl_sim.cli.terminal import errors, output, progress_bars
 from fl_sim.errors import ConfigError
@@ -131,7 +131,7 @@ class _Bars(ReproductionObserver):
         self._num_missing = sum(count for _, count in missing.values())
         self._total_cost = sum(cost * count for cost, count in missing.values())
         self._bars = bars
-        self._running: dict[ResultKey, TaskID] = {}
+        self._attacks = AttackBars(bars, lambda key: f"client {key.client_id}, seed {key.seed}")
         self._fractions: dict[ResultKey, float] = {}
         self._done = 0.0
         self._cell: Cell | None = None
@@ -152,22 +152,19 @@ class _Bars(ReproductionObserver):
         self._bars.update(self._all, note=f"{cell.row.name}, {cell.method}")
 
     def on_step(self, key: ResultKey, progress: Progress) -> None:
-        if key not in self._running:
-            name = f"client {key.client_id}, seed {key.seed}"
-            self._running[key] = self._bars.add_task(name, total=progress.num_steps, note="")
-        note = f"matching loss {progress.matching_loss:.3g}"
-        self._bars.update(self._running[key], completed=progress.step, total=progress.num_steps, note=note)
+        self._attacks.show(key, progress)
         self._fractions[key] = progress.step / progress.num_steps
         self._show()
 
     def on_finished(self, key: ResultKey) -> None:
         self._fractions[key] = 1.0
-        self._end(key)
+        self._attacks.end(key)
+        self._show()
 
     def on_failed(self, failure: TaskFailure) -> None:
         self._fractions[failure.key] = 1.0
-        self._end(failure.key)
-        errors.print(f"[red]client {failure.key.client_id}, seed {failure.key.seed}: {failure.reason}[/]")
+        self._attacks.fail(failure)
+        self._show()
 
     def on_measured(self, cell: Cell, measurements: tuple[Measurement, ...]) -> None:
         self._done += cell.cost * len(measurements)
@@ -179,11 +176,6 @@ class _Bars(ReproductionObserver):
                 mean = sum(values) / len(values)
                 errors.print(f"{cell.row.name}, {cell.method}: {mean:.1f} {unit} over {len(values)} attacks")
                 return
-
-    def _end(self, key: ResultKey) -> None:
-        if key in self._running:
-            self._bars.remove_task(self._running.pop(key))
-        self._show()
 
     def _show(self) -> None:
         in_flight = 0.0 if self._cell is None else self._cell.cost * sum(self._fractions.values())

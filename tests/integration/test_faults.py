@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -342,3 +343,32 @@ def test_a_killed_attack_worker_costs_its_own_task_at_most(run_tiny, tmp_path, w
     assert [task.key.client_id for task in again.tasks] == sorted(reasons)
     if not always:
         assert {failure.key.client_id for failure in run_campaign(again, workers=workers)} == {1}
+
+
+@pytest.mark.slow
+def test_attack_workers_end_with_the_command_that_is_killed(run_tiny) -> None:
+    run = run_tiny("federation.num_rounds=1")
+    command = [str(Path(sys.executable).parent / "fl-sim"), "attack", str(run.folder), "--workers", "2", "-q"]
+    command += ["--attack", "inverting_gradients", "--set", "steps=1000000"]
+    workers: list[psutil.Process] = []
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while len(workers := _busy(descendants(process.pid))) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        process.kill()
+        process.wait(10)
+        deadline = time.monotonic() + 20
+        while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        end_processes(workers, seconds=0)
+
+
+def _busy(processes: frozenset[psutil.Process]) -> list[psutil.Process]:
+    """Return the attack workers that are past their imports."""
+    return [one for one in processes if "spawn_main" in " ".join(one.cmdline()) and one.cpu_times().user > 4]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,68 +44,56 @@ class SaysWhere:
         return InvertingGradients(steps=2)(observation, generator=generator, on_step=on_step)
 
 
-class Nodes:
-    """The two `ray start` commands."""
+@dataclass(frozen=True)
+class Cluster:
+    """Two `ray start` commands."""
 
-    def __init__(self, folder: Path) -> None:
-        self.address = f"127.0.0.1:{_free_port()}"
-        common = ["--node-ip-address=127.0.0.1", "--num-cpus=1", "--disable-usage-stats", "--block"]
-        port = self.address.rpartition(":")[2]
-        self.head = self._start(
-            ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"], common
-        )
-        self._await(1)
-        self.worker = self._start([f"--address={self.address}"], common)
-        self._await(2)
-
-    def number(self) -> int:
-        """Ask another process: this one must stay free to join later."""
-        script = (
-            "import ray; ray.init(address='auto', logging_level='ERROR', log_to_driver=False); "
-            "print(sum(node['Alive'] for node in ray.nodes()))"
-        )
-        found = subprocess.run(
-            [sys.executable, "-c", script],
-            env={**os.environ, "RAY_ADDRESS": self.address},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return int(found.stdout.strip() or 0) if found.returncode == 0 else 0
-
-    def stop(self, process: subprocess.Popen[bytes]) -> None:
-        stemming = descendants(process.pid)
-        process.send_signal(signal.SIGKILL)
-        end_processes(stemming, seconds=0)
-        process.wait(10)
-
-    def _start(self, own: list[str], common: list[str]) -> subprocess.Popen[bytes]:
-        command = [str(Path(sys.executable).parent / "ray"), "start", *own, *common]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-
-    def _await(self, number: int) -> None:
-        deadline = time.monotonic() + 180
-        while self.number() < number:
-            assert time.monotonic() < deadline, f"{number} nodes did not come up"
-            time.sleep(0.5)
+    address: str
+    worker: subprocess.Popen[bytes]
 
 
 @pytest.fixture
-def nodes(monkeypatch) -> Iterator[Nodes]:
+def cluster(monkeypatch, tmp_path) -> Iterator[Cluster]:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    started = Nodes(Path("/tmp") / f"fl-sim-ray-{os.getpid()}")  # a socket's path may have 107 bytes
-    try:
-        yield started
-    finally:
-        started.stop(started.worker)
-        started.stop(started.head)
+    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)  # set by `fl_sim.cli`, once imported
+    port = _free_port()
+    address = f"127.0.0.1:{port}"
+    folder = Path("/tmp") / f"fl-sim-ray-{os.getpid()}"  # a socket's path may have 107 bytes
+    head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
+    with ExitStack() as running:
+        _start_node(head, tmp_path / "head", running)
+        yield Cluster(address, _start_node([f"--address={address}"], tmp_path / "worker", running))
+
+
+def _start_node(own: list[str], log: Path, running: ExitStack) -> subprocess.Popen[bytes]:
+    """Start a node, again if need be: Ray gives one up that is not there after 30 s, and no setting allows it more."""
+    command = [str(Path(sys.executable).parent / "ray"), "start", *own]
+    command += ["--node-ip-address=127.0.0.1", "--num-cpus=1", "--object-store-memory=200000000"]
+    command += ["--disable-usage-stats", "--block"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline:
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        running.callback(_stop_node, process)
+        while process.poll() is None and time.monotonic() < deadline:
+            if b"Ray runtime started" in log.read_bytes():
+                return process
+            time.sleep(0.5)
+    raise AssertionError(log.read_text())
+
+
+def _stop_node(process: subprocess.Popen[bytes]) -> None:
+    stemming = descendants(process.pid)
+    process.send_signal(signal.SIGKILL)
+    end_processes(stemming, seconds=0)
+    process.wait(10)
 
 
 def test_two_nodes_run_a_simulation_and_a_campaign_and_one_may_be_lost(
-    nodes, run_tiny, tiny_settings, tmp_path, monkeypatch
+    cluster, run_tiny, tiny_settings, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     changes = [part for text in (*tiny_settings, "federation.num_rounds=2") for part in ("--set", text)]
     command = [str(Path(sys.executable).parent / "fl-sim"), "run", "--engine", "ray", "--no-attack", "-q", *changes]
     finished = subprocess.run(
@@ -125,12 +114,12 @@ def test_two_nodes_run_a_simulation_and_a_campaign_and_one_may_be_lost(
 
         def on_finished(self, key: ResultKey) -> None:
             self.finished.append(key)
-            if len({note.read_text() for note in notes.iterdir()}) == 2 and nodes.worker.poll() is None:
-                nodes.stop(nodes.worker)
+            if len({note.read_text() for note in notes.iterdir()}) == 2 and cluster.worker.poll() is None:
+                _stop_node(cluster.worker)
 
     watch = LosesANode()
     assert run_campaign(plan_campaign(run, config), workers="ray", observer=watch) == ()
-    assert nodes.worker.poll() is not None
+    assert cluster.worker.poll() is not None
     assert len(watch.finished) == len(set(watch.finished)) == 6
     assert plan_campaign(run, config).tasks == ()
     assert len({note.read_text() for note in notes.iterdir()}) == 2

@@ -280,17 +280,24 @@ def test_after_sigkill_the_command_goes_on(tiny_settings, run_tiny, tmp_path, mo
 
 
 @pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.xdist_group("ray")
-def test_a_killed_engine_on_ray_goes_on(tiny_settings, run_tiny, tmp_path):
-    many = "federation.num_rounds=12"
-    command, engine = begin((*tiny_settings, many), tmp_path, "--engine", "ray", rounds=3)
+@pytest.mark.parametrize(
+    ("kind", "num_rounds", "num_done"),
+    [
+        pytest.param("ray", 12, 3, marks=[pytest.mark.ray, pytest.mark.xdist_group("ray")]),
+        pytest.param("deployment", 3, 1, marks=pytest.mark.xdist_group("deployment")),  # a round takes seconds here
+    ],
+)
+def test_an_engine_of_many_processes_that_is_killed_goes_on(
+    tiny_settings, run_tiny, tmp_path, kind, num_rounds, num_done
+):
+    many = f"federation.num_rounds={num_rounds}"
+    command, engine = begin((*tiny_settings, many), tmp_path, "--engine", kind, rounds=num_done)
     os.killpg(engine, signal.SIGKILL)
     _, errors = command.communicate(timeout=100)
     assert command.returncode == 1
     assert "exit code -9" in errors
-    going_on = fl_sim("--resume", "latest", "--no-attack", cwd=tmp_path)
-    _, errors = going_on.communicate(timeout=300)
+    going_on = fl_sim("--resume", "latest", "--engine", kind, "--no-attack", cwd=tmp_path)
+    _, errors = going_on.communicate(timeout=400)
     assert going_on.returncode == 0, errors
     (run,) = list_runs(tmp_path / "runs")
     assert contents(run) == contents(run_tiny(many))
