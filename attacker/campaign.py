@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -21,7 +21,7 @@ from attacker.process_workers import run_in_processes
 from attacker.ray_workers import run_on_ray
 from attacker.threat_models import THREAT_MODELS
 from attacker.truth import read_truth
-from fl_sim.config import AttackConfig, Selection, is_selected
+from fl_sim.config import AttackConfig, Selection, Workers, is_selected
 from fl_sim.errors import ConfigError
 from fl_sim.run_store import RunStore
 
@@ -104,7 +104,7 @@ def plan_campaign(run: RunStore, config: AttackConfig) -> Plan:
 def run_campaign(
     plan: Plan,
     *,
-    workers: int | Literal["ray"] | None = None,
+    workers: Workers = None,
     gpu_share: float = 1.0,
     observer: CampaignObserver | None = None,
 ) -> tuple[TaskFailure, ...]:

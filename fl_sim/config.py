@@ -18,6 +18,7 @@ from fl_sim.records import Algorithm, LocalTraining
 from fl_sim.server_privacy import CentralPrivacy, SecureAggregation
 
 Selection = Literal["all", "none"] | tuple[int, ...]
+Workers = int | Literal["ray"] | None
 _FORBID = ConfigDict(extra="forbid")
 
 
@@ -164,7 +165,7 @@ class AttackConfig:
     seeds: tuple[int, ...] = (0,)
     cohort: int = 1
     mean_of_rounds: int = 1
-    workers: int | Literal["ray"] | None = None
+    workers: Workers = None
     gpu_share: float = 1.0
 
     def __post_init__(self) -> None:

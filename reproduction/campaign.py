@@ -19,7 +19,7 @@ from attacker.labels import LABEL_RECOVERIES
 from attacker.results import Result, read_results, score_results, score_values
 from attacker.scoring import count_label_errors
 from attacker.truth import read_truth
-from fl_sim.config import AttackConfig
+from fl_sim.config import AttackConfig, Workers
 from fl_sim.errors import MissingDataError
 from fl_sim.events import Event
 from fl_sim.run_store import RunStore, create_run, find_finished_run
@@ -113,7 +113,12 @@ def missing_keys(cell: Cell, file: MeasurementFile) -> list[tuple[int, int]]:
 
 
 def measure(
-    request: Request, *, folder: Path, data_folder: Path, workers: int | None, observer: ReproductionObserver
+    request: Request,
+    *,
+    folder: Path,
+    data_folder: Path,
+    workers: Workers,
+    observer: ReproductionObserver,
 ) -> tuple[TaskFailure, ...]:
     """Measure what has no line yet.
 
@@ -121,7 +126,7 @@ def measure(
         request: What is wanted.
         folder: Gets ``measurements.jsonl``, and ``runs/`` with recordings and reconstructions.
         data_folder: Where the data files lie.
-        workers: Processes; ``None`` takes one per core.
+        workers: Processes; ``None`` takes one per core; ``"ray"`` a Ray cluster.
         observer: Told what happens.
 
     Returns:
@@ -206,7 +211,7 @@ def _attack(
     cell: Cell,
     missing: list[tuple[int, int]],
     data: PaperData,
-    workers: int | None,
+    workers: Workers,
     observer: ReproductionObserver,
 ) -> tuple[tuple[TaskFailure, ...], tuple[Measurement, ...]]:
     # Clients that lack different seeds are rare enough for a campaign over all pairs of both; finished work is skipped.

@@ -12,8 +12,10 @@ from fl_sim.cli.options import (
     RunArgument,
     RunsDirOption,
     SetOption,
+    WorkersOption,
     find_run,
     parse_selection,
+    parse_workers,
 )
 from fl_sim.cli.terminal import output
 from fl_sim.config import AttackConfig, split_assignment
@@ -31,9 +33,7 @@ def attack(
         int | None, typer.Option(min=1, help="Attack the mean of a client's last so many replies.")
     ] = None,
     threat_model: Annotated[str | None, typer.Option(help="A name of `fl-sim list threat-models`.")] = None,
-    workers: Annotated[
-        str | None, typer.Option(help="Processes, or 'ray' for a cluster (RAY_ADDRESS); default: one per core.")
-    ] = None,
+    workers: WorkersOption = None,
     gpu_share: Annotated[float | None, typer.Option(help="Of a GPU, for each attack, for instance 0.25.")] = None,
     assignments: SetOption = None,
     runs_dir: RunsDirOption = DEFAULT_RUNS_DIR,
@@ -58,7 +58,7 @@ def attack(
         "cohort": cohort,
         "mean_of_rounds": mean_of_rounds,
         "threat_model": threat_model,
-        "workers": int(workers) if workers is not None and workers.lstrip("-").isdigit() else workers,
+        "workers": parse_workers(workers),
         "gpu_share": gpu_share,
     }
     changes = {key: value for key, value in chosen.items() if value is not None}

@@ -16,7 +16,7 @@ from attacker.campaign_observer import TaskFailure
 from fl_sim.cli.campaign_progress import AttackBars
 from fl_sim.cli.experiment_check import check_experiment, with_absolute_paths
 from fl_sim.cli.image_metrics import load_image_metrics
-from fl_sim.cli.options import QuietOption, SetOption
+from fl_sim.cli.options import QuietOption, SetOption, WorkersOption, parse_workers
 from fl_sim.cli.terminal import errors, output, progress_bars
 from fl_sim.events import Event, EventKind
 from fl_sim.files import write_bytes
@@ -34,6 +34,7 @@ def defend(
     assignments: SetOption = None,
     engine: Annotated[str, typer.Option(help="ray (client processes) or inprocess.")] = "ray",
     folder: Annotated[Path, typer.Option("--output", help="Gets runs, table, pictures and page.")] = Path("defended"),
+    workers: WorkersOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Train and attack a federation under each defense of a file, and show accuracy lost against leakage stopped.
@@ -42,7 +43,9 @@ def defend(
 
     Example: fl-sim defend experiments/defend.toml
     """
-    study = _checked(read_study(experiment, assignments or ()))
+    chosen = parse_workers(workers)
+    own = () if chosen is None else (f"attack.workers={chosen}",)
+    study = _checked(read_study(experiment, (*(assignments or ()), *own)))
     target = folder / study.experiment.name
     metrics = load_image_metrics(study.experiment.scoring)
     if not quiet:

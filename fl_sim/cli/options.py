@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fl_sim.config import Selection
+from fl_sim.config import Selection, Workers
 from fl_sim.errors import ConfigError
 from fl_sim.run_store import RunStore, list_runs, open_run
 
@@ -13,6 +13,9 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, 
 RunsDirOption = Annotated[Path, typer.Option("--runs-dir", help="Where runs live.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")]
+WorkersOption = Annotated[
+    str | None, typer.Option(help="Processes, or 'ray' for a cluster (RAY_ADDRESS); default: one per core.")
+]
 DEFAULT_RUNS_DIR = Path("runs")
 
 
@@ -29,6 +32,21 @@ def find_run(run: Path, runs_dir: Path = DEFAULT_RUNS_DIR) -> RunStore:
     if not found:
         raise ConfigError(f"no runs in {str(runs_dir)!r}; 'fl-sim run' makes one")
     return open_run(found[-1].folder)
+
+
+def parse_workers(text: str | None) -> Workers:
+    """Read ``2`` or ``ray``.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    if text is None:
+        return None
+    if text == "ray":
+        return "ray"
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise ConfigError(f"--workers: expected a number of processes or 'ray', got {text!r}")
 
 
 def parse_selection(text: str | None, *, name: str) -> Selection | None:

@@ -12,7 +12,7 @@ from attacker.attack import Progress
 from attacker.attack_store import ResultKey
 from attacker.campaign_observer import TaskFailure
 from fl_sim.cli.campaign_progress import AttackBars
-from fl_sim.cli.options import QuietOption
+from fl_sim.cli.options import QuietOption, WorkersOption, parse_workers
 from fl_sim.cli.terminal import errors, output, progress_bars
 from fl_sim.errors import ConfigError
 from fl_sim.events import Event, EventKind
@@ -33,7 +33,7 @@ def reproduce(
     rows: Annotated[str | None, typer.Option(help="For instance E1_m5,E10_m5; default: all.")] = None,
     seeds: Annotated[str, typer.Option(help="Attack seeds, for instance 0,1.")] = "0",
     steps: Annotated[int | None, typer.Option(min=1, help="Optimisation steps; default: the attack's.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
+    workers: WorkersOption = None,
     folder: Annotated[Path, typer.Option("--output", help="Gets measurements, tables and pictures.")] = Path(
         "reproduced"
     ),
@@ -51,12 +51,13 @@ def reproduce(
     Example: fl-sim reproduce table1 --rows E1_m5,E5_m5 --clients 4
     """
     request = _request(table, data, rows, methods, clients, seeds, steps)
+    processes = parse_workers(workers)
     file = MeasurementFile(folder / "measurements.jsonl")
     failures: tuple[TaskFailure, ...] = ()
     if measure_missing:
         with progress_bars(quiet=quiet) as bars:
             observer = _Bars(bars, request, file)
-            failures = measure(request, folder=folder, data_folder=data_folder, workers=workers, observer=observer)
+            failures = measure(request, folder=folder, data_folder=data_folder, workers=processes, observer=observer)
     cells = summarise(request, file.read())
     text = markdown(request, cells, command=_command(table, data, rows, methods, clients, seeds, steps))
     stem = f"{table}-{data}{'' if steps is None else f'-{steps}-steps'}"

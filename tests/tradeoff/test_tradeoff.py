@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from attacker.estimate import Estimate, estimate
+from fl_sim.cli import app
+from fl_sim.config import Workers
 from fl_sim.errors import ConfigError
 from tradeoff.campaign import Metrics, StudyObserver, run_study
 from tradeoff.figures import draw_picture, tradeoff_plots
@@ -89,6 +92,22 @@ def test_a_wrong_file_is_refused(study_file, old: str, new: str, message: str) -
     study_file.write_text(FILE.replace(old, new, 1))
     with pytest.raises(ConfigError, match=message):
         read_study(study_file)
+
+
+def test_the_command_s_workers_are_those_of_every_attack(study_file, monkeypatch) -> None:
+    asked: list[Workers] = []
+
+    def run_nothing(study: Study, **_: object) -> None:
+        asked.extend(attack.config.workers for attack in study.attacks)
+        raise ConfigError("nothing is run here")
+
+    monkeypatch.setattr("fl_sim.cli.defend.run_study", run_nothing)
+    found = CliRunner().invoke(app, ["defend", str(study_file), "--workers", "ray", "--quiet"])
+    assert "nothing is run here" in found.stderr
+    assert asked == ["ray", "ray"]
+    found = CliRunner().invoke(app, ["defend", str(study_file), "--workers", "0"])
+    assert found.exit_code == 2
+    assert "--workers: expected a number of processes or 'ray', got '0'" in found.stderr
 
 
 def test_whole_strengths_stay_whole(study_file) -> None:
