@@ -8,6 +8,8 @@ otherwise                           the N_c that makes the last layer's label co
 import torch
 
 from attacker.attack import DoesNotApplyError
+from attacker.labels.last_layer import find_last_layer
+from attacker.num_examples.class_sums import is_altered
 from attacker.num_examples.estimate import NumExamplesEstimate
 from attacker.num_examples.label_shares import num_examples_from_label_shares
 from attacker.num_examples.weight_rank import WeightRank, weight_rank
@@ -38,15 +40,19 @@ def estimate_num_examples(observation: Observation, *, generator: torch.Generato
     at_least = 1
     try:
         rank = weight_rank(observation)
+        if not rank.noisy and _is_altered(observation):
+            raise DoesNotApplyError(
+                "the last layer's update does not sum to 0 over the classes, which says that a defense has changed it"
+            )
     except DoesNotApplyError as error:
         unseen = str(error)
     else:
-        counted = rank.directions if once and not rank.noisy else rank.gap
-        if counted and not (once and rank.is_full):
-            method = "rank" if once and not rank.noisy else "gap between singular values"
+        counted = rank.directions if rank.complete and once else rank.gap
+        if counted:
+            method = "rank" if rank.complete and once else "gap between singular values"
             return NumExamplesEstimate(num_examples=counted, low=counted, high=counted, method=method)
-        # Each image and visit adds one direction at most, and noise adds some of its own.
-        at_least = max(1, rank.directions) if once and not rank.noisy else 1
+        # Each visit of an image adds one direction at most.
+        at_least = max(1, rank.directions) if once else 1
         unseen = _reason(rank, once=once)
     try:
         return num_examples_from_label_shares(observation, generator=generator, at_least=at_least)
@@ -54,11 +60,18 @@ def estimate_num_examples(observation: Observation, *, generator: torch.Generato
         raise DoesNotApplyError(f"{unseen}; {error}") from error
 
 
+def _is_altered(observation: Observation) -> bool:
+    """Return whether class sums betray a defense; not if the model has no last layer that could."""
+    try:
+        layer = find_last_layer(observation.model, observation.dataset.num_classes)
+    except DoesNotApplyError:
+        return False
+    return is_altered(observation, layer)
+
+
 def _reason(rank: WeightRank, *, once: bool) -> str:
-    if not rank.limit:
-        return "the first fully connected layer has no update"
     if rank.noisy:
         return "noise hides directions of the first fully connected layer's update"
     if once:
-        return f"all {rank.limit} active units of the first fully connected layer are taken: N_c >= {rank.limit}"
+        return f"the first fully connected layer has {rank.limit} active units, and N_c is {rank.directions} or more"
     return "several epochs blur the singular values of the first fully connected layer's update"
