@@ -5,6 +5,8 @@ a few images, visited repeatedly    the place of a wide gap between its singular
 otherwise                           the N_c that makes the last layer's label counts whole numbers
 """
 
+import math
+
 import torch
 
 from attacker.attack import DoesNotApplyError
@@ -47,17 +49,22 @@ def estimate_num_examples(observation: Observation, *, generator: torch.Generato
     except DoesNotApplyError as error:
         unseen = str(error)
     else:
-        counted = rank.directions if rank.complete and once else rank.gap
-        if counted:
-            method = "rank" if rank.complete and once else "gap between singular values"
-            return NumExamplesEstimate(num_examples=counted, low=counted, high=counted, method=method)
+        if once and rank.complete:
+            return _counted(rank.directions, "rank")
         # Each visit of an image adds one direction at most.
-        at_least = max(1, rank.directions) if once else 1
+        visits = 1 if once else recipe.epochs
+        at_least = max(1, math.ceil(rank.directions / visits))
+        if not once and rank.gap >= at_least:
+            return _counted(rank.gap, "gap between singular values")
         unseen = _reason(rank, once=once)
     try:
         return num_examples_from_label_shares(observation, generator=generator, at_least=at_least)
     except DoesNotApplyError as error:
         raise DoesNotApplyError(f"{unseen}; {error}") from error
+
+
+def _counted(num_examples: int, method: str) -> NumExamplesEstimate:
+    return NumExamplesEstimate(num_examples=num_examples, low=num_examples, high=num_examples, method=method)
 
 
 def _is_altered(observation: Observation) -> bool:
@@ -71,7 +78,7 @@ def _is_altered(observation: Observation) -> bool:
 
 def _reason(rank: WeightRank, *, once: bool) -> str:
     if rank.noisy:
-        return "noise hides directions of the first fully connected layer's update"
+        return "the first fully connected layer's update has a floor, of noise or of more images than units"
     if once:
         return f"the first fully connected layer has {rank.limit} active units, and N_c is {rank.directions} or more"
     return "several epochs blur the singular values of the first fully connected layer's update"

@@ -44,8 +44,8 @@ _SMALLEST_ERROR = 1e-3
 _COMMON_STEPS = 11
 # Misfits were below 1.5 for untrained networks; beyond this the model of the errors does not hold.
 _WORST_MISFIT = 2.0
-# Share of the classes that are not held: with fewer of them nothing tells U. Where the model of the errors did not hold,
-# there were none; on untrained networks and with up to 300 images a seventh and more.
+# Share of the classes that are not held: with fewer of them nothing tells U. Where the model of the errors did not
+# hold, there were none; on untrained networks and with up to 300 images a seventh and more.
 _NOT_HELD = 0.05
 # Counts that are known no better than this cannot be told from any others.
 _COARSEST = 0.25

@@ -19,8 +19,8 @@ from attacker.layer_inputs import first_linear, tensor_name
 from attacker.observation import Observation
 from fl_sim.records import Algorithm
 
-# Rounding moves an entry by at most half a unit in the last place; this covers what several steps add up.
-_ROUNDINGS = 4.0
+# Rounding moves an entry by at most half a unit in the last place; this covers what a hundred steps add up.
+_ROUNDINGS = 8.0
 # What separates a singular value of the images from the largest of a defense's noise; nearer, it is noise itself.
 _CLEARLY = 3.0
 # A square matrix has one or two small singular values by chance; a floor of noise is made of more.
@@ -73,20 +73,18 @@ def weight_rank(observation: Observation) -> WeightRank:
     rounding = _rounding(observation, weight)
     # Units that are inactive for every image have no update: they are no places where images could show.
     moved = update.abs() > _ROUNDINGS * rounding
-    units = moved.any(dim=1)
-    update = update[units][:, moved.any(dim=0)]
+    update = update[moved.any(dim=1)][:, moved.any(dim=0)]
     limit = min(update.shape)
     if not limit:
         raise DoesNotApplyError(f"{weight} has no update")
     values = torch.linalg.svdvals(update)
     directions = int((values > _ROUNDINGS * rounding * _edge(update)).sum())
     if directions == limit and (floor := _floor(values, update)) is not None:
+        # How many more directions lie below the floor, nobody sees.
         clear = int((values > _CLEARLY * floor).sum())
-        complete = clear == int((values > floor).sum())
-        return WeightRank(directions=clear, limit=limit, noisy=True, complete=complete, gap=0)
-    return WeightRank(
-        directions=directions, limit=limit, noisy=False, complete=directions < limit, gap=_first_gap(values)
-    )
+        return WeightRank(directions=clear, limit=limit, noisy=True, complete=False, gap=0)
+    complete = directions < (1.0 - _MARGIN) * limit
+    return WeightRank(directions=directions, limit=limit, noisy=False, complete=complete, gap=_first_gap(values))
 
 
 def _rounding(observation: Observation, weight: str) -> float:
