@@ -1,5 +1,6 @@
 """N_c from the update: exact where it is counted, near where it is inferred, refused where it cannot be seen."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -30,18 +31,18 @@ def estimate(observation: Observation) -> NumExamplesEstimate:
     return estimate_num_examples(observation, generator=torch.Generator().manual_seed(0))
 
 
-def altered(observation: Observation, change) -> Observation:
+def altered(observation: Observation, change: Callable[[Tensor], Tensor]) -> Observation:
     return replace(observation, delta={name: change(tensor) for name, tensor in observation.delta.items()})
 
 
-def noise(share: float):
+def noise(share: float) -> Callable[[Tensor], Tensor]:
     drawn = torch.Generator().manual_seed(1)
     return lambda tensor: tensor + share * tensor.std() * torch.randn(tensor.shape, generator=drawn)
 
 
 @pytest.mark.parametrize("model", [mlp, cnn])
 @pytest.mark.parametrize("num", [1, 2, 3, 7, 12, 20])
-def test_fedsgd_is_counted(model, num: int) -> None:
+def test_fedsgd_is_counted(model: Callable[..., nn.Module], num: int) -> None:
     found = estimate(observe(model(DATA), DATA, *private(num)))
     assert (found.num_examples, found.low, found.high, found.method) == (num, num, num, "rank")
 
@@ -94,7 +95,7 @@ def test_what_is_known_of_the_number_is_not_looked_at(recipe: LocalTraining | No
 
 
 @pytest.mark.parametrize("model", [mlp, cnn])
-def test_noise_hides_directions_and_is_noticed(model) -> None:
+def test_noise_hides_directions_and_is_noticed(model: Callable[..., nn.Module]) -> None:
     observation = observe(model(DATA), DATA, *private(5))
     layer = find_last_layer(observation.model, DATA.num_classes)
     assert not is_altered(observation, layer)
@@ -122,7 +123,9 @@ def test_faint_noise_does_not_count_as_images() -> None:
     ],
     ids=["sign", "pruning", "not a number", "zero"],
 )
-def test_a_defense_that_destroys_the_update_is_refused(recipe: LocalTraining | None, change) -> None:
+def test_a_defense_that_destroys_the_update_is_refused(
+    recipe: LocalTraining | None, change: Callable[[Tensor], Tensor]
+) -> None:
     observation = observe(cnn(DATA), DATA, *private(12), recipe=recipe)
     with pytest.raises(DoesNotApplyError, match="defense"):
         estimate(altered(observation, change))
