@@ -47,6 +47,8 @@ _WORST_MISFIT = 2.0
 # Share of the classes that are not held: with fewer of them nothing tells U. Where the model of the errors did not
 # hold, there were none; on untrained networks and with up to 300 images a seventh and more.
 _NOT_HELD = 0.05
+# Of an entry's deviation. Nearer to all of it, counts of 0 for all classes but one explain the noise best.
+_DROWNED = 0.5
 # Counts that are known no better than this cannot be told from any others.
 _COARSEST = 0.25
 _WIDEST = 0.5
@@ -143,7 +145,10 @@ def follow_bias(observation: Observation, *, generator: torch.Generator) -> Bias
     update, weight_update = (observation.delta[name].nan_to_num(0.0, 0.0, 0.0) for name in (layer.bias, layer.weight))
     if not bool(update.all()) or bool((update.abs() == update[0].abs()).all()):
         raise DoesNotApplyError(f"{layer.bias} has entries without an update, or signs only; a defense does that")
+    noise = noise_of_last_layer(observation, layer)
     energy = float(update.square().sum())
+    if not noise < _DROWNED * math.sqrt(energy / len(update)):
+        raise DoesNotApplyError(f"{layer.bias} has an update that is mostly noise; a defense does that")
     # The mean feature over the training: the least-squares fit of one outer product to the weight's update.
     mean_feature = (update / energy) @ weight_update
     images = blobs(observation.dataset, NUM_DUMMIES, generator)
@@ -166,7 +171,7 @@ def follow_bias(observation: Observation, *, generator: torch.Generator) -> Bias
         start=softmaxes[0],
         end=softmaxes[-1],
         inverse=inverse,
-        noise=noise_of_last_layer(observation, layer),
+        noise=noise,
     )
 
 

@@ -106,6 +106,13 @@ def test_noise_hides_directions_and_is_noticed(model: Callable[..., nn.Module]) 
         estimate(noisy)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_an_update_that_is_mostly_noise_is_refused(seed: int) -> None:
+    drowned = altered(observe(cnn(DATA), DATA, *private(9, seed=seed)), noise(2.0))
+    with pytest.raises(DoesNotApplyError, match="mostly noise"):
+        estimate(drowned)
+
+
 def test_faint_noise_does_not_count_as_images() -> None:
     noisy = altered(observe(mlp(DATA), DATA, *private(5)), noise(1e-5))
     assert weight_rank(noisy).noisy
