@@ -1,7 +1,7 @@
 """``fl-sim labels``: which classes each method of label recovery reads from the recorded updates, side by side."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ from attacker.attack_worker import observe_update
 from attacker.label_scores import WrongLabels, count_wrong, guess_label_counts, summarise
 from attacker.label_trials import LabelTrial, try_label_recoveries
 from attacker.labels import LABEL_RECOVERIES
+from attacker.num_examples.trial import NumExamplesTrial, try_num_examples
 from attacker.threat_models import HONEST_BUT_CURIOUS, THREAT_MODELS
 from attacker.truth import Truth, read_truth
 from fl_sim.cli.analysis import find_truth
@@ -34,6 +35,7 @@ class _Update:
     client_id: int
     num_examples: int
     trials: tuple[LabelTrial, ...]
+    size: NumExamplesTrial
     true_counts: torch.Tensor | None = None
     guesses: dict[str, torch.Tensor] | None = None
 
@@ -62,7 +64,8 @@ def labels(
 ) -> None:
     """Recover the label counts of recorded updates with every method, and count the wrong labels.
 
-    Beside the methods stand two guesses that do not look at the update. Nothing of the run is changed.
+    Beside the methods stand two guesses that do not look at the update. A second table shows what each update says of
+    the number of images, N_c, to a server that is not told. Nothing of the run is changed.
 
     Example: fl-sim labels latest --round 1 --methods automatic,interpolated
     """
@@ -89,6 +92,7 @@ def labels(
     for line in _refusals(updates):
         output.print(line, highlight=False, markup=False)
     output.print(_summary_table(updates, names, threat_model))
+    output.print(_sizes_table(updates))
     if json_file is not None:
         write_json(json_file, _as_json(updates, names, threat_model, store))
 
@@ -135,15 +139,13 @@ def _try(
         client_id=client_id,
         num_examples=store.recording.read_round(server_round, [client_id]).updates[0].num_examples,
         trials=trials,
+        size=try_num_examples(observation, generator=generator(0, "attack", server_round, client_id)),
     )
 
 
 def _with_truth(update: _Update, truth: Truth) -> _Update:
-    return _Update(
-        server_round=update.server_round,
-        client_id=update.client_id,
-        num_examples=update.num_examples,
-        trials=update.trials,
+    return replace(
+        update,
         true_counts=truth.label_counts(update.client_id),
         guesses=guess_label_counts(update.num_examples, truth.pool_label_counts(update.client_id)),
     )
@@ -216,6 +218,24 @@ def _summary_table(updates: Sequence[_Update], names: Sequence[str], threat_mode
     return table
 
 
+def _sizes_table(updates: Sequence[_Update]) -> Table:
+    """Return N_c as the client says it beside N_c as its update says it."""
+    table = Table(
+        title="images of the client (N_c), as its update alone tells them", title_justify="left", box=box.SIMPLE
+    )
+    for heading in ("round", "client", "N_c", "estimated", "90 %"):
+        table.add_column(heading, justify="right")
+    table.add_column("from", overflow="fold")
+    for update in updates:
+        place = (str(update.server_round), str(update.client_id), str(update.num_examples))
+        found = update.size.estimate
+        if found is None:
+            table.add_row(*place, "–", "", f"does not apply: {update.size.reason}")
+        else:
+            table.add_row(*place, str(found.num_examples), f"{found.low} to {found.high}", found.method)
+    return table
+
+
 def _as_json(updates: Sequence[_Update], names: Sequence[str], threat_model: str, store: RunStore) -> dict[str, Any]:
     granted = THREAT_MODELS[threat_model]
     return {
@@ -228,6 +248,7 @@ def _as_json(updates: Sequence[_Update], names: Sequence[str], threat_model: str
                 "round": update.server_round,
                 "client": update.client_id,
                 "num_examples": update.num_examples,
+                "num_examples_estimate": asdict(update.size),
                 "label_counts": None if update.true_counts is None else update.true_counts.tolist(),
                 "wrong_guesses": update.wrong_guesses(),
                 "methods": [{**asdict(trial), "wrong": update.wrong(trial)} for trial in update.trials],

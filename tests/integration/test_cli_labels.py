@@ -36,6 +36,8 @@ def test_every_update_and_every_method_with_their_wrong_labels(run, tmp_path):
         true = truth.label_counts(update["client"])
         assert update["label_counts"] == true.tolist()
         assert compact(update["label_counts"]) in done.stdout
+        assert update["num_examples_estimate"]["estimate"]["num_examples"] == update["num_examples"] == 6
+        assert update["num_examples_estimate"]["reason"] is None
         assert update["wrong_guesses"].keys() == {"uniform over classes", "class frequencies"}
         for trial in update["methods"]:
             if trial["counts"] is None:
@@ -78,6 +80,17 @@ def test_no_method_depends_on_the_truth_or_on_the_other_methods(run, tmp_path):
     assert found["updates"][0]["label_counts"] is None
     assert found["updates"][0]["methods"][0]["wrong"] is None
     assert found["summary"][0]["mean"] is None
+
+
+def test_what_the_update_says_of_the_number_of_images_or_why_not(run):
+    counted = fl_sim_labels(run, "--round", "2", "--client", "1", "--methods", "llg")
+    assert counted.exit_code == 0, counted.output
+    row = next(line.split() for line in counted.stdout.splitlines() if line.split()[-1:] == ["rank"])
+    assert row == ["2", "1", "6", "6", "6", "to", "6", "rank"]
+    secretive = ["--round", "2", "--client", "1", "--methods", "llg", "--threat-model", "unknown_epochs"]
+    refused = fl_sim_labels(run, *secretive)
+    assert refused.exit_code == 0, refused.output
+    assert "does not apply: the attack needs local_training" in " ".join(refused.stdout.split())
 
 
 def test_granting_the_counts_is_marked_and_changes_nothing(run):
