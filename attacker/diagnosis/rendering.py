@@ -35,6 +35,7 @@ def sentences(found: Diagnosis, declared: Sequence[DeclaredDefense]) -> list[str
     lines: list[str] = []
     if found.outcome is Outcome.MATCHES:
         lines.append(f"{residual}: the recorded update is what the declared training gives; optimisation is the limit")
+        lines.extend(_named(finding) for finding in found.findings)
         if found.residual > found.near_zero:
             lines.append(
                 f"two draws of what is not known (order, dropout) differ by {number(found.expected)} of the energy"

@@ -8,7 +8,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor, nn
 
-from attacker.diagnosis.hypotheses import HYPOTHESES, OF_MATCHING_UPDATES
+from attacker.diagnosis.hypotheses import HYPOTHESES, LAST_RESORTS, OF_MATCHING_UPDATES
 from attacker.diagnosis.inquiry import Evidence, Finding, Inquiry, near_zero
 from attacker.diagnosis.names import align
 from attacker.diagnosis.replay import DeclaredTraining, replay
@@ -24,7 +24,7 @@ class Outcome(StrEnum):
     """What the diagnosis says."""
 
     MATCHES = "matches"
-    """The update is what the declared training gives: optimisation is the limit."""
+    """The update is what the declared training gives: optimisation is the limit. A finding is a harmless one."""
     MISMATCH = "mismatch"
     """The update is something else, and it is known what."""
     PARTLY = "partly explained"
@@ -55,9 +55,8 @@ class Diagnosis:
 
     @property
     def cause(self) -> str | None:
-        """The name of what explains the update best; ``None`` where nothing needs to, or does."""
-        named = self.outcome in (Outcome.MISMATCH, Outcome.PARTLY)
-        return self.findings[0].cause if named else None
+        """The name of what explains the update best; ``None`` where nothing was found that needs to, or does."""
+        return self.findings[0].cause if self.findings and self.outcome is not Outcome.UNEXPLAINED else None
 
     @property
     def alike(self) -> tuple[Finding, ...]:
@@ -137,10 +136,14 @@ def diagnose(
     )
     structure = [_of_names(inquiry, cause, remark) for cause, remark in aligned.remarks.items()]
     found: list[Finding] = []
-    for name in OF_MATCHING_UPDATES if inquiry.matches else HYPOTHESES:
+    for name in OF_MATCHING_UPDATES if inquiry.matches else (*_first_resorts(), *LAST_RESORTS):
+        if name in LAST_RESORTS and any(finding.evidence is Evidence.EXACT for finding in found):
+            continue
         on_hypothesis(name)
         found.extend(HYPOTHESES[name](inquiry))
-    findings = (*structure, *sorted((finding for finding in found if _is_worthy(finding, inquiry)), key=_rank))
+    is_random = inquiry.evidence(inquiry.residual, plain.variance) is Evidence.STATISTICAL
+    worthy = [finding for finding in found if _is_worthy(finding, inquiry, is_random=is_random)]
+    findings = (*structure, *sorted(worthy, key=_rank))
     return Diagnosis(
         outcome=_outcome(inquiry, findings),
         residual=inquiry.residual,
@@ -149,6 +152,10 @@ def diagnose(
         findings=findings,
         tensor_residuals=tensor_residuals(plain.delta, aligned.delta),
     )
+
+
+def _first_resorts() -> list[str]:
+    return [name for name in HYPOTHESES if name not in LAST_RESORTS]
 
 
 def _of_names(inquiry: Inquiry, cause: str, remark: str) -> Finding:
@@ -160,8 +167,10 @@ def _of_names(inquiry: Inquiry, cause: str, remark: str) -> Finding:
     )
 
 
-def _is_worthy(finding: Finding, inquiry: Inquiry) -> bool:
-    """Say whether a finding explains something that the declared training leaves."""
+def _is_worthy(finding: Finding, inquiry: Inquiry, *, is_random: bool) -> bool:
+    """Say whether a finding explains something that the declared training, or its known randomness, leaves."""
+    if is_random:
+        return finding.evidence is Evidence.EXACT
     if finding.evidence is Evidence.STATISTICAL:
         return finding.residual <= inquiry.residual
     return finding.evidence is Evidence.EXACT or finding.residual <= _WORTH_NAMING * min(inquiry.residual, 1.0)
@@ -180,6 +189,8 @@ def _rank(finding: Finding) -> tuple[int, int, float, int]:
 
 def _outcome(inquiry: Inquiry, findings: tuple[Finding, ...]) -> Outcome:
     evidence = findings[0].evidence if findings else None
+    if inquiry.matches and not any(finding.cause in _NAMES for finding in findings):
+        return Outcome.MATCHES
     if evidence is Evidence.EXACT or (evidence is Evidence.STATISTICAL and findings[0].cause in _NAMES):
         return Outcome.MISMATCH
     if inquiry.evidence(inquiry.residual, inquiry.plain.variance) is not Evidence.PARTIAL:

@@ -79,10 +79,11 @@ def _chosen(store: RunStore, server_round: int | None, client: int | None) -> tu
                 return kept, client_id
     if any(store.recording.aggregated_clients(kept) for kept in recorded):
         raise ConfigError("secure aggregation hid single updates, and this command looks at one client's update")
-    raise ConfigError(
-        f"no stored update matches --round {'any' if server_round is None else server_round} and --client "
-        f"{'any' if client is None else client}; stored rounds: {[kept for kept, clients in stored.items() if clients] or 'none'}"
-    )
+    asked = [
+        f"{name} {value}" for name, value in (("--round", server_round), ("--client", client)) if value is not None
+    ]
+    rounds = [kept for kept, clients in stored.items() if clients]
+    raise ConfigError(f"no stored update matches {' and '.join(asked) or 'at all'}; stored rounds: {rounds or 'none'}")
 
 
 def _read(store: RunStore, server_round: int, client_id: int) -> tuple[RoundRecord, ClientUpdate]:

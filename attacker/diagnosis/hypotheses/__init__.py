@@ -16,7 +16,7 @@ from attacker.diagnosis.hypotheses.optimiser import momentum, weight_decay
 from attacker.diagnosis.hypotheses.precision import dtype, quantisation
 from attacker.diagnosis.hypotheses.pruning import pruning
 from attacker.diagnosis.hypotheses.scale import learning_rate, scale, sign
-from attacker.diagnosis.hypotheses.steps import batch_order, batch_size, epochs
+from attacker.diagnosis.hypotheses.steps import batch_order, batch_size, epochs, epochs_and_batch_size
 from attacker.diagnosis.inquiry import Finding, Inquiry
 from fl_sim.tables import Table, function_of
 
@@ -38,6 +38,7 @@ HYPOTHESES: Table[Hypothesis] = Table(
         "weight_decay": weight_decay,
         "epochs": epochs,
         "batch_size": batch_size,
+        "epochs_and_batch_size": epochs_and_batch_size,
         "scale": scale,
         "learning_rate": learning_rate,
         "batch_order": batch_order,
@@ -47,3 +48,5 @@ HYPOTHESES: Table[Hypothesis] = Table(
 
 OF_MATCHING_UPDATES = ("dtype",)
 """What can be seen although the declared training explains the update."""
+LAST_RESORTS = ("epochs_and_batch_size",)
+"""What is tried only where nothing else explains the update exactly."""

@@ -24,7 +24,7 @@ def dtype(inquiry: Inquiry) -> list[Finding]:
     # An entry near the middle of two values goes to the other one if training was rounded as well.
     is_all = inquiry.residual <= inquiry.near_zero or residual <= 0.1 * lost or inquiry.residual * total <= 4.0 * lost
     evidence = Evidence.EXACT if is_all else inquiry.evidence(residual / total)
-    harmless = " (harmless: it costs next to nothing)" if inquiry.matches else ""
+    harmless = ", which costs next to nothing" if inquiry.matches else ""
     return [Finding(cause="dtype", detail=f"{grid.detail}{harmless}", residual=residual / total, evidence=evidence)]
 
 

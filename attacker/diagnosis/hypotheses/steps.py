@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from attacker.diagnosis.inquiry import Evidence, Finding, Inquiry
+from attacker.diagnosis.inquiry import Finding, Inquiry
 from attacker.diagnosis.replay import Variation, num_steps, random_visits, replay
 from attacker.diagnosis.residual import energy
 from fl_sim.seeds import generator
@@ -27,17 +27,20 @@ def epochs(inquiry: Inquiry) -> list[Finding]:
 
 
 def batch_size(inquiry: Inquiry) -> list[Finding]:
-    """Try other batch sizes, and leaving out the last, smaller batch; then pairs of size and number of epochs."""
+    """Try other batch sizes, and leaving out the last, smaller batch."""
     recipe, found = inquiry.training.recipe, list[Finding]()
     size = recipe.batch_size or inquiry.training.num_examples
     if inquiry.training.num_examples % size and inquiry.training.num_examples > size:
         drops = replace(inquiry.training.declared(), drops_last=True)
         found.append(inquiry.tried("batch_size", "the last, smaller batch of an epoch is left out", drops))
     found.extend(_best(inquiry, [(recipe.epochs, other) for other in _other_sizes(inquiry)]))
-    if all(finding.evidence is not Evidence.EXACT for finding in found):
-        pairs = [(number, other) for number in _other_epochs(inquiry) for other in _other_sizes(inquiry)]
-        found.extend(_best(inquiry, list(_affordable(inquiry, pairs))))
     return found
+
+
+def epochs_and_batch_size(inquiry: Inquiry) -> list[Finding]:
+    """Try pairs of both, those of the fewest steps first; dear, and so only where nothing else explains the update."""
+    pairs = [(number, other) for number in _other_epochs(inquiry) for other in _other_sizes(inquiry)]
+    return _best(inquiry, list(_affordable(inquiry, pairs)))
 
 
 def batch_order(inquiry: Inquiry) -> list[Finding]:
@@ -61,8 +64,8 @@ def batch_order(inquiry: Inquiry) -> list[Finding]:
             "another random order: what is left is as much as two orders differ "
             f"({expected:.1e} of the energy), the batches cannot be told"
         )
-        # Much less than that is no other order, but something that the order drowns.
-        if inquiry.residual >= _LEAST_SHARE * expected:
+        # Much less than that is not another order, but something that orders drown.
+        if residual <= 1.0 and inquiry.residual >= _LEAST_SHARE * expected:
             evidence = inquiry.evidence(residual, replayed.variance)
             found.append(Finding(cause="batch_order", detail=detail, residual=residual, evidence=evidence))
     return found
@@ -79,12 +82,12 @@ def _tried(inquiry: Inquiry, number: int, size: int | None) -> Finding:
     differs = [
         text
         for text, is_other in (
-            (f"{number} local epochs where {recipe.epochs} are declared", number != recipe.epochs),
-            (f"batches of {_size(size)} where {_size(recipe.batch_size)} are declared", size != recipe.batch_size),
+            (f"E = {number} where {recipe.epochs} is declared", number != recipe.epochs),
+            (f"m = {_size(size)} where {_size(recipe.batch_size)} is declared", size != recipe.batch_size),
         )
         if is_other
     ]
-    cause = "batch_size" if number == recipe.epochs else "epochs"
+    cause = "epochs_and_batch_size" if len(differs) > 1 else "batch_size" if number == recipe.epochs else "epochs"
     variation = _variation(inquiry, number, size)
     # Whole numbers out of a few dozen are no fit, but two of them are more than one.
     return replace(inquiry.tried(cause, " and ".join(differs), variation), num_fitted=len(differs) - 1)
@@ -95,7 +98,7 @@ def _variation(inquiry: Inquiry, number: int, size: int | None) -> Variation:
 
 
 def _size(size: int | None) -> str:
-    return "all images" if size is None else str(size)
+    return "all" if size is None else str(size)
 
 
 def _other_epochs(inquiry: Inquiry) -> list[int]:
