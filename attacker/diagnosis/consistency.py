@@ -301,7 +301,8 @@ def _grid(sight: Sight) -> tuple[Status, str]:
     )
     if half is not None:
         return Status.SUSPICIOUS, half.detail
-    levels = find_levels(delta, sight.rounding)
+    unit = sight.recipe.learning_rate if observation.algorithm is Algorithm.FEDSGD else 1.0
+    levels = find_levels(delta, sight.rounding, unit=unit)
     if levels is not None:
         return Status.SUSPICIOUS, levels.detail
     return Status.FINE, "entries lie on no grid coarser than single precision"

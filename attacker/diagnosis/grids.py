@@ -85,12 +85,13 @@ def find_half_precision(
     return None
 
 
-def find_levels(delta: Parameters, roundings: Callable[[str], Tensor]) -> Levels | None:
+def find_levels(delta: Parameters, roundings: Callable[[str], Tensor], *, unit: float = 1.0) -> Levels | None:
     """Return the coarsest levels on which all tensors of some size lie, or ``None``.
 
     Args:
         delta: w_c - w_t in float64.
         roundings: By name, what single precision may change in each entry.
+        unit: What ``delta`` is divided by to be in the units of what was sent.
     """
     large = {name: tensor for name, tensor in delta.items() if tensor.count_nonzero() >= 2}
     if sum(int(tensor.count_nonzero()) for tensor in large.values()) < _FEWEST_ENTRIES:
@@ -111,7 +112,7 @@ def find_levels(delta: Parameters, roundings: Callable[[str], Tensor]) -> Levels
         if _all_on(large, steps, rounding):
             detail = f"quantised to {bits} bits: each tensor lies on {2**bits - 1} even levels"
             return Levels(detail=detail, steps=steps)
-    return _multiples(large, rounding)
+    return _multiples(large, rounding, unit)
 
 
 def _of_sent(
@@ -151,7 +152,7 @@ def _all_on(large: Parameters, steps: Mapping[str, float], rounding: Mapping[str
     return num_told >= _FEWEST_ENTRIES
 
 
-def _multiples(large: Parameters, rounding: Mapping[str, Tensor]) -> Levels | None:
+def _multiples(large: Parameters, rounding: Mapping[str, Tensor], unit: float) -> Levels | None:
     """Return one step for all tensors, of which every entry is a multiple."""
     entries = torch.cat([tensor.abs().flatten() for tensor in large.values()])
     values = entries[entries > 0].sort().values
@@ -159,4 +160,4 @@ def _multiples(large: Parameters, rounding: Mapping[str, Tensor]) -> Levels | No
     step = largest / round(largest / smallest)  # less rounded than the smallest value
     if largest / step > 2**_MOST_BITS or not _all_on(large, dict.fromkeys(large, step), rounding):
         return None
-    return Levels(detail=f"every entry is a multiple of {step:.4g}", steps=dict.fromkeys(large, step))
+    return Levels(detail=f"every entry is a multiple of {step / unit:.4g}", steps=dict.fromkeys(large, step))

@@ -19,6 +19,8 @@ _SINGLE_PRECISION = 2.0**-24
 _ROUNDINGS = 4.0
 """Single roundings, at most, on the way of an entry through one operation of the client and back."""
 _FIT_STEPS = 8
+_EXACTLY = 1e-7
+"""Share of what counts as nothing at which a fit need not go on."""
 
 
 class Evidence(IntEnum):
@@ -99,7 +101,8 @@ class Inquiry:
         if residual <= self.near_zero:
             return Evidence.EXACT
         expected = variance / (energy(self.delta) or 1.0)
-        return Evidence.STATISTICAL if residual <= _DRAW_MARGIN * expected else Evidence.PARTIAL
+        # More than all of the update is left by no update at all.
+        return Evidence.STATISTICAL if residual <= min(_DRAW_MARGIN * expected, 1.0) else Evidence.PARTIAL
 
     def residual_of(self, replayed: Replay) -> float:
         """Return the share of the update's energy that a replay leaves."""
@@ -136,7 +139,7 @@ class Inquiry:
         for _ in range(_FIT_STEPS):
             slope = {name: (new.delta[name] - old.delta[name]) / (number - before) for name in self.delta}
             steepness = energy(slope)
-            if self.residual_of(best[1]) <= 1e-3 * self.near_zero or steepness == 0.0:
+            if self.residual_of(best[1]) <= _EXACTLY * self.near_zero or steepness == 0.0:
                 break
             left = {name: tensor - new.delta[name] for name, tensor in self.delta.items()}
             following = min(max(number + inner(left, slope) / steepness, lowest), highest)

@@ -60,13 +60,14 @@ class Diagnosis:
 
     @property
     def alike(self) -> tuple[Finding, ...]:
-        """Further findings that explain the update as exactly as the first one."""
+        """Further findings that explain the update as exactly as the first one, or as well as unknown draws allow."""
+        best = self.findings[0].evidence
+        if best is Evidence.PARTIAL or (best is Evidence.STATISTICAL and not self.expected):
+            return ()
         return tuple(
             finding
             for finding in self.findings[1:]
-            if finding.evidence is Evidence.EXACT is self.findings[0].evidence
-            and finding.cause not in _NAMES
-            and self.findings[0].cause not in _NAMES
+            if finding.evidence is best and finding.cause not in _NAMES and self.findings[0].cause not in _NAMES
         )
 
 
@@ -142,8 +143,9 @@ def diagnose(
         on_hypothesis(name)
         found.extend(HYPOTHESES[name](inquiry))
     is_random = inquiry.evidence(inquiry.residual, plain.variance) is Evidence.STATISTICAL
+    by_residual = (Evidence.PARTIAL, Evidence.STATISTICAL) if plain.variance else (Evidence.PARTIAL,)
     worthy = [finding for finding in found if _is_worthy(finding, inquiry, is_random=is_random)]
-    findings = (*structure, *sorted(worthy, key=_rank))
+    findings = (*structure, *sorted(worthy, key=lambda finding: _rank(finding, by_residual)))
     return Diagnosis(
         outcome=_outcome(inquiry, findings),
         residual=inquiry.residual,
@@ -176,13 +178,12 @@ def _is_worthy(finding: Finding, inquiry: Inquiry, *, is_random: bool) -> bool:
     return finding.evidence is Evidence.EXACT or finding.residual <= _WORTH_NAMING * min(inquiry.residual, 1.0)
 
 
-def _rank(finding: Finding) -> tuple[int, int, float, int]:
+def _rank(finding: Finding, by_residual: tuple[Evidence, ...]) -> tuple[int, int, float, int]:
     position = list(HYPOTHESES).index(finding.cause)
-    is_exact, is_partial = finding.evidence is Evidence.EXACT, finding.evidence is Evidence.PARTIAL
     return (
         finding.evidence,
-        finding.num_fitted if is_exact else 0,
-        finding.residual if is_partial else 0.0,
+        finding.num_fitted if finding.evidence is Evidence.EXACT else 0,
+        finding.residual if finding.evidence in by_residual else 0.0,
         position,
     )
 

@@ -14,10 +14,10 @@ from torch.nn import functional
 from attacker.diagnosis.replay import random_visits
 from attacker.diagnosis.verdict import Diagnosis, declared_training, diagnose
 from fl_sim.records import Algorithm, DatasetSpec, LocalTraining, RoundRecord
-from tests.attacker.small_problems import cnn, pictures, spec
+from tests.attacker.small_problems import mlp, pictures, spec
 
-RECIPE = LocalTraining(epochs=2, batch_size=4, learning_rate=0.1)
-NUM_IMAGES = 10
+RECIPE = LocalTraining(epochs=2, batch_size=4, learning_rate=0.25)
+NUM_IMAGES = 6
 Change = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
@@ -95,7 +95,7 @@ def _clip_examples(model: nn.Module, images: Tensor, labels: Tensor, norm: float
 def diagnosis_of(
     client: Client,
     *,
-    build: Callable[[DatasetSpec], nn.Module] = cnn,
+    build: Callable[[DatasetSpec], nn.Module] = mlp,
     channels: int = 1,
     algorithm: Algorithm = Algorithm.FEDAVG,
     declared: LocalTraining = RECIPE,

@@ -46,7 +46,7 @@ HYPOTHESES: Table[Hypothesis] = Table(
     check=function_of("inquiry"),
 )
 
-OF_MATCHING_UPDATES = ("dtype",)
+OF_MATCHING_UPDATES = ("dtype", "quantisation")
 """What can be seen although the declared training explains the update."""
 LAST_RESORTS = ("epochs_and_batch_size",)
 """What is tried only where nothing else explains the update exactly."""

@@ -18,7 +18,7 @@ def momentum(inquiry: Inquiry) -> list[Finding]:
     found: list[Finding] = []
     for is_nesterov in (False, True):
         number, finding = _best_momentum(inquiry, replace(plain, nesterov=is_nesterov), declared)
-        if abs(number - declared) > 1e-3 or (is_nesterov and number > 1e-3):
+        if number > 1e-3 if is_nesterov else abs(number - declared) > 1e-3:
             found.append(finding)
     return found
 

@@ -24,13 +24,16 @@ def dtype(inquiry: Inquiry) -> list[Finding]:
     # An entry near the middle of two values goes to the other one if training was rounded as well.
     is_all = inquiry.residual <= inquiry.near_zero or residual <= 0.1 * lost or inquiry.residual * total <= 4.0 * lost
     evidence = Evidence.EXACT if is_all else inquiry.evidence(residual / total)
-    harmless = ", which costs next to nothing" if inquiry.matches else ""
-    return [Finding(cause="dtype", detail=f"{grid.detail}{harmless}", residual=residual / total, evidence=evidence)]
+    return [
+        Finding(
+            cause="dtype", detail=f"{grid.detail}{_harmless(inquiry)}", residual=residual / total, evidence=evidence
+        )
+    ]
 
 
 def quantisation(inquiry: Inquiry) -> list[Finding]:
     """Find levels: even ones between plus and minus a tensor's maximum, multiples of a step, or nothing but signs."""
-    levels = find_levels(inquiry.delta, inquiry.roundings)
+    levels = find_levels(inquiry.delta, inquiry.roundings, unit=inquiry.unit)
     if levels is None:
         return []
     # Rounding, at random or to the nearest, moves an entry by less than the way to the next level.
@@ -48,9 +51,12 @@ def quantisation(inquiry: Inquiry) -> list[Finding]:
     return [
         Finding(
             cause="quantisation",
-            detail=levels.detail,
+            detail=f"{levels.detail}{_harmless(inquiry)}",
             residual=inquiry.residual,
             evidence=Evidence.STATISTICAL if is_all else Evidence.PARTIAL,
-            num_fitted=1,
         )
     ]
+
+
+def _harmless(inquiry: Inquiry) -> str:
+    return ", which costs next to nothing" if inquiry.matches else ""

@@ -65,7 +65,7 @@ def batch_order(inquiry: Inquiry) -> list[Finding]:
             f"({expected:.1e} of the energy), the batches cannot be told"
         )
         # Much less than that is not another order, but something that orders drown.
-        if residual <= 1.0 and inquiry.residual >= _LEAST_SHARE * expected:
+        if inquiry.residual >= _LEAST_SHARE * expected:
             evidence = inquiry.evidence(residual, replayed.variance)
             found.append(Finding(cause="batch_order", detail=detail, residual=residual, evidence=evidence))
     return found
@@ -73,11 +73,12 @@ def batch_order(inquiry: Inquiry) -> list[Finding]:
 
 def _best(inquiry: Inquiry, pairs: list[tuple[int, int | None]]) -> list[Finding]:
     """Return the best finding of some numbers of epochs with batch sizes."""
-    found = [_tried(inquiry, number, size) for number, size in pairs]
+    tried = [_tried(inquiry, number, size) for number, size in pairs]
+    found = [finding for finding in tried if finding is not None]
     return [min(found, key=lambda finding: finding.residual)] if found else []
 
 
-def _tried(inquiry: Inquiry, number: int, size: int | None) -> Finding:
+def _tried(inquiry: Inquiry, number: int, size: int | None) -> Finding | None:
     recipe = inquiry.training.recipe
     differs = [
         text
@@ -89,8 +90,12 @@ def _tried(inquiry: Inquiry, number: int, size: int | None) -> Finding:
     ]
     cause = "epochs_and_batch_size" if len(differs) > 1 else "batch_size" if number == recipe.epochs else "epochs"
     variation = _variation(inquiry, number, size)
+    try:
+        finding = inquiry.tried(cause, " and ".join(differs), variation)
+    except ValueError:
+        return None  # BatchNorm refuses a batch of one value for each channel: the client cannot have done that
     # Whole numbers out of a few dozen are no fit, but two of them are more than one.
-    return replace(inquiry.tried(cause, " and ".join(differs), variation), num_fitted=len(differs) - 1)
+    return replace(finding, num_fitted=len(differs) - 1)
 
 
 def _variation(inquiry: Inquiry, number: int, size: int | None) -> Variation:
