@@ -38,8 +38,8 @@ def sentences(found: Diagnosis, declared: Sequence[DeclaredDefense]) -> list[str
         lines.extend(_named(finding) for finding in found.findings)
         if found.residual > found.near_zero:
             lines.append(
-                f"two draws of what is not known (order, dropout) differ by {number(found.expected)} of the energy, and "
-                "whatever changes less than that cannot be seen"
+                f"two draws of what is not known (order, dropout) differ by {number(found.expected)} of the energy: "
+                "what changes less than that cannot be seen"
             )
     elif found.outcome is Outcome.UNEXPLAINED or best is None:
         lines.append(

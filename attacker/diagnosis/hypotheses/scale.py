@@ -75,24 +75,18 @@ def _readings(inquiry: Inquiry, factor: float) -> list[str]:
         "a gradient where an update is declared": -1.0 / (eta * num_steps),
         "the update where a gradient is declared": -eta,
     }
-    norm = math.sqrt(energy(inquiry.delta)) / inquiry.unit
-    clipped = [f"clipping of what is sent to norm {norm:.4g}"] if 0.0 < factor < 1.0 else []
     # One image, one step or a rate of 1 make some of them the same as nothing.
-    return (
-        [
-            reading
-            for reading, value in known.items()
-            if abs(value - 1.0) > _ALIKE and abs(factor / value - 1) < _TOLERANCE
-        ]
-        + (
-            [
-                f"a learning rate {factor:.4g} times as large, or {factor:.4g} times as many steps, if steps hardly change it"
-            ]
-            if factor > 0
-            else []
-        )
-        + clipped
-    )
+    readings = [
+        reading
+        for reading, value in known.items()
+        if abs(value - 1.0) > _ALIKE and abs(factor / value - 1.0) < _TOLERANCE
+    ]
+    if factor > 0.0:
+        readings.append(f"a learning rate {factor:.4g} times as large, or so many more steps that change little")
+    if 0.0 < factor < 1.0:
+        norm = math.sqrt(energy(inquiry.delta)) / inquiry.unit
+        readings.append(f"clipping of what is sent to norm {norm:.4g}")
+    return readings
 
 
 def _other_meaning(inquiry: Inquiry) -> list[Finding]:
