@@ -66,7 +66,7 @@ def compare_attempts(training: DeclaredTraining, delta: Parameters, results: Seq
 def distance_of(setting: AttackSetting) -> str:
     """Return the name of the distance that an attack minimises."""
     loss = str(setting.options.get("loss"))
-    return loss if loss in DISTANCES else _DISTANCES.get(setting.name, "relative_squared_l2")
+    return loss if loss in tuple(DISTANCES) else _DISTANCES.get(setting.name, "relative_squared_l2")
 
 
 def _compared(training: DeclaredTraining, delta: Parameters, result: Result) -> Attempt:

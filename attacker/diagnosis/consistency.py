@@ -29,6 +29,7 @@ _SAME_NORM = 1e-5
 _FAR = 10.0
 _FEWEST_CLIENTS = 4
 _PRUNED = 0.2
+_SHOWN = 20
 
 
 class Status(StrEnum):
@@ -156,8 +157,8 @@ def _classes_sum_to_zero(sight: Sight) -> tuple[Status, str]:
     return (
         Status.IMPOSSIBLE,
         f"the last layer's update does not sum to zero over classes ({off / (size or 1.0):.1e} of its size): noise of "
-        f"standard deviation {stddev:.2g} on the update would do that, pruning, quantisation, weight decay, or a loss "
-        "that is not softmax and cross-entropy",
+        f"standard deviation {stddev:.2g} on the update would do that; so would pruning, quantisation, weight decay, "
+        "or a loss that is not softmax and cross-entropy",
     )
 
 
@@ -186,7 +187,8 @@ def _label_counts(sight: Sight) -> tuple[Status, str]:
     draw = generator(0, "diagnosis-of-labels")
     evidence = read_bias_gradient(sight.observation, generator=draw, method="bias_gradient")
     counts = sight.num_examples * evidence.shares.double()
-    shown = " ".join(f"{count:.1f}" for count in counts.tolist()[:20]) + (" …" if len(counts) > 20 else "")
+    rounded = [count + 0.0 for count in counts.round(decimals=1).tolist()]  # no -0.0
+    shown = " ".join(f"{count:.1f}" for count in rounded[:_SHOWN]) + (" …" if len(rounded) > _SHOWN else "")
     total, least = float(counts.sum()), float(counts.amin())
     if abs(total - sight.num_examples) > max(0.5, 0.02 * sight.num_examples):
         return (

@@ -21,6 +21,8 @@ _DECLARED_AS = {
     "quantisation": ("quantisation", "sign"),
 }
 _WORST_TENSORS = 3
+_AS_LOW = 2.0
+"""A found loss of so many times the truth's is as low as the truth's."""
 
 
 def sentences(found: Diagnosis, declared: Sequence[DeclaredDefense]) -> list[str]:
@@ -59,6 +61,20 @@ def sentences(found: Diagnosis, declared: Sequence[DeclaredDefense]) -> list[str
     if found.outcome in (Outcome.PARTLY, Outcome.UNEXPLAINED):
         lines.append(f"least explained: {_least_explained(found)}")
     return lines
+
+
+def attempt_sentence(one: Attempt) -> str:
+    """Say how far the images that an attack found are from the truth, in the attack's own matching.
+
+    Args:
+        one: An attack on an update that the declared training explains.
+    """
+    if not math.isfinite(one.found):
+        return f"{one.attack} (seed {one.seed}): its images give no finite update"
+    place = f"{one.attack} (seed {one.seed}): its images are at {number(one.found)} in {one.distance}"
+    if one.found <= _AS_LOW * one.truth:
+        return f"{place}, the truth at {number(one.truth)}: the matching cannot tell them apart"
+    return f"{place}, the truth at {number(one.truth)}: a better search would have come closer"
 
 
 def json_text(

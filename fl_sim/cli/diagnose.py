@@ -13,9 +13,9 @@ from attacker.diagnosis.attempts import Attempt, compare_attempts
 from attacker.diagnosis.consistency import Check, Sight, Status, check_consistency
 from attacker.diagnosis.hypotheses import HYPOTHESES
 from attacker.diagnosis.hypotheses.steps import most_epochs
-from attacker.diagnosis.rendering import NOTE, WITHOUT_TRUTH, json_text, number, sentences
+from attacker.diagnosis.rendering import NOTE, WITHOUT_TRUTH, attempt_sentence, json_text, number, sentences
 from attacker.diagnosis.replay import DeclaredTraining
-from attacker.diagnosis.verdict import Diagnosis, declared_training, diagnose
+from attacker.diagnosis.verdict import Diagnosis, Outcome, declared_training, diagnose
 from attacker.results import Result, read_results
 from attacker.threat_models import HONEST_BUT_CURIOUS
 from attacker.truth import Truth
@@ -125,7 +125,9 @@ def _diagnosed(training: DeclaredTraining, update: ClientUpdate, *, quiet: bool)
             bars.update(task, note=name)
             bars.advance(task)
 
-        return diagnose(training, update.tensors, update.algorithm, on_hypothesis=advance)
+        found = diagnose(training, update.tensors, update.algorithm, on_hypothesis=advance)
+        bars.update(task, completed=len(HYPOTHESES), note="")  # most are not needed where the update matches
+        return found
 
 
 def _delta(record: RoundRecord, update: ClientUpdate, manifest: Manifest) -> dict[str, torch.Tensor]:
@@ -153,6 +155,8 @@ def _show(
     output.print(f"[bold]{title}[/]", highlight=False)
     for line in [WITHOUT_TRUTH] if found is None else sentences(found, declared):
         output.print(f"- {line}", highlight=False, markup=False)
+    for one in attempts if found is not None and found.outcome is Outcome.MATCHES else ():
+        output.print(f"- {attempt_sentence(one)}", highlight=False, markup=False)
     if declared:
         names = ", ".join(defense.name for defense in declared)
         output.print(f"- the clients declare {names}; the replay leaves it out", highlight=False, markup=False)

@@ -29,7 +29,7 @@ def pruning(inquiry: Inquiry) -> list[Finding]:
     return [
         Finding(
             cause="pruning",
-            detail=f"{which}, {share:.1%} of them, are exactly zero{rest}",
+            detail=f"{which}, {share:.1%} of those that the replay moves, are exactly zero{rest}",
             residual=residual,
             evidence=inquiry.evidence(residual),
             num_fitted=int(is_rescaled),
