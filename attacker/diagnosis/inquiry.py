@@ -1,5 +1,6 @@
 """One recorded update beside its replay, and what a hypothesis finds about it."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -139,7 +140,9 @@ class Inquiry:
         for _ in range(_FIT_STEPS):
             slope = {name: (new.delta[name] - old.delta[name]) / (number - before) for name in self.delta}
             steepness = energy(slope)
-            if self.residual_of(best[1]) <= _EXACTLY * self.near_zero or steepness == 0.0:
+            if self.residual_of(best[1]) <= _EXACTLY * self.near_zero:
+                break
+            if steepness == 0.0 or not math.isfinite(steepness):
                 break
             left = {name: tensor - new.delta[name] for name, tensor in self.delta.items()}
             following = min(max(number + inner(left, slope) / steepness, lowest), highest)

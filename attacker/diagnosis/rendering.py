@@ -14,6 +14,7 @@ from fl_sim.records import DeclaredDefense
 
 NOTE = "Replayed with the truth: the private images and the client's own order. No attacker could have drawn this up."
 WITHOUT_TRUTH = "Consistency only: without the truth nothing can be replayed."
+NOT_FINITE = "Consistency only: the update is not finite, and nothing can be compared with it."
 _DECLARED_AS = {
     "noise": ("gaussian_noise", "laplace_noise", "dp_sgd"),
     "clipping": ("clipping", "dp_sgd"),
@@ -79,6 +80,7 @@ def attempt_sentence(one: Attempt) -> str:
 
 def json_text(
     *,
+    note: str,
     description: Mapping[str, Any],
     found: Diagnosis | None,
     declared: Sequence[DeclaredDefense],
@@ -88,6 +90,7 @@ def json_text(
     """Return everything for programs.
 
     Args:
+        note: What stands above all of it.
         description: Which update.
         found: The diagnosis, or ``None`` without the truth.
         declared: The clients' chain of defenses.
@@ -95,7 +98,7 @@ def json_text(
         attempts: Attacks on the update.
     """
     content = {
-        "note": WITHOUT_TRUTH if found is None else NOTE,
+        "note": note,
         **description,
         "declared_defenses": [asdict(defense) for defense in declared],
         "verdict": None if found is None else _as_json(found, declared),
@@ -113,13 +116,12 @@ def number(value: float) -> str:
 
 
 def _as_json(found: Diagnosis, declared: Sequence[DeclaredDefense]) -> dict[str, Any]:
+    numbers = {"residual": found.residual, "near_zero": found.near_zero, "expected_of_unknown_draws": found.expected}
     return {
         "outcome": found.outcome.value,
         "cause": found.cause,
         "sentences": sentences(found, declared),
-        "residual": found.residual,
-        "near_zero": found.near_zero,
-        "expected_of_unknown_draws": found.expected,
+        **_finite(numbers),
         "findings": [{**_finite(asdict(finding)), "evidence": finding.evidence.name} for finding in found.findings],
         "tensor_residuals": _finite(dict(found.tensor_residuals)),
     }

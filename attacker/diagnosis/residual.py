@@ -3,6 +3,8 @@
 residual(S, O) = sum ||S - O||^2 / sum ||O||^2,       over the tensors that O names
 """
 
+import math
+
 import torch
 
 from fl_sim.parameters import Parameters
@@ -26,14 +28,15 @@ def difference(observed: Parameters, simulated: Parameters, factor: float = 1.0)
 def relative_residual(simulated: Parameters, observed: Parameters) -> float:
     """Return the energy of the difference as a share of the observed energy, >= 0; 1 for a simulated update of zero.
 
-    An observed update of zero has no energy to compare with: the simulated one's takes its place.
+    Infinite for a simulation that diverged. An observed update of zero has no energy to compare with: the simulated
+    one's takes its place.
 
     Args:
         simulated: Names the observed tensors at least.
         observed: What was received.
     """
     left = energy(difference(observed, simulated))
-    return left / (energy(observed) or left or 1.0)
+    return left / (energy(observed) or left or 1.0) if math.isfinite(left) else math.inf
 
 
 def tensor_residuals(simulated: Parameters, observed: Parameters) -> dict[str, float]:

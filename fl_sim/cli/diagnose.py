@@ -13,7 +13,7 @@ from attacker.diagnosis.attempts import Attempt, compare_attempts
 from attacker.diagnosis.consistency import Check, Sight, Status, check_consistency
 from attacker.diagnosis.hypotheses import HYPOTHESES
 from attacker.diagnosis.hypotheses.steps import most_epochs
-from attacker.diagnosis.rendering import NOTE, WITHOUT_TRUTH, attempt_sentence, json_text, number, sentences
+from attacker.diagnosis.rendering import NOT_FINITE, NOTE, WITHOUT_TRUTH, attempt_sentence, json_text, number, sentences
 from attacker.diagnosis.replay import DeclaredTraining
 from attacker.diagnosis.verdict import Diagnosis, Outcome, declared_training, diagnose
 from attacker.results import Result, read_results
@@ -52,20 +52,27 @@ def diagnose_update(
     declared = [DeclaredDefense(name=part.name, options=part.options) for part in manifest.declared_defenses]
     checks = _checks(store, record, update)
     truth, notices = find_truth(store)
-    found, attempts = None, ()
-    if truth is not None:
+    found, attempts, note = None, (), WITHOUT_TRUTH
+    if any(check.name == "finite" and check.status is not Status.FINE for check in checks):
+        note = NOT_FINITE
+    elif truth is not None:
+        note = NOTE
         training = _training(truth, manifest, record, update)
         found = _diagnosed(training, update, quiet=quiet)
         delta = {name: tensor.double() for name, tensor in _delta(record, update, manifest).items()}
         attempts = compare_attempts(training, delta, _results(store, *key))
     path = store.folder / "diagnosis" / f"round-{key[0]}-client-{key[1]}.json"
     description = {"run": store.folder.name, "round": key[0], "client": key[1], "num_examples": update.num_examples}
-    text = json_text(description=description, found=found, declared=declared, checks=checks, attempts=attempts)
+    text = json_text(
+        note=note, description=description, found=found, declared=declared, checks=checks, attempts=attempts
+    )
     write_bytes(path, text.encode())
     if not quiet:
         for notice in notices:
             errors.print(f"[dim]{notice}[/]", highlight=False)
-        _show(found, declared, checks, attempts, title=f"{store.folder.name}: round {key[0]}, client {key[1]}")
+        _show(
+            found, declared, checks, attempts, note=note, title=f"{store.folder.name}: round {key[0]}, client {key[1]}"
+        )
     output.print(str(path), highlight=False, soft_wrap=True)
 
 
@@ -150,10 +157,11 @@ def _show(
     checks: Sequence[Check],
     attempts: Sequence[Attempt],
     *,
+    note: str,
     title: str,
 ) -> None:
     output.print(f"[bold]{title}[/]", highlight=False)
-    for line in [WITHOUT_TRUTH] if found is None else sentences(found, declared):
+    for line in [note] if found is None else sentences(found, declared):
         output.print(f"- {line}", highlight=False, markup=False)
     for one in attempts if found is not None and found.outcome is Outcome.MATCHES else ():
         output.print(f"- {attempt_sentence(one)}", highlight=False, markup=False)
@@ -166,7 +174,7 @@ def _show(
         output.print(_attempts_table(attempts))
     output.print(_checks_table(checks))
     if found is not None:
-        errors.print(f"[dim]{NOTE}[/]", highlight=False)
+        errors.print(f"[dim]{note}[/]", highlight=False)
 
 
 def _findings_table(found: Diagnosis) -> Table:

@@ -1,5 +1,6 @@
 """Every cause of a failed attack is planted in a client, and the diagnosis names it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -271,6 +272,19 @@ def test_several_causes_at_once_are_said_to_be_unexplained_in_part() -> None:
     assert found.outcome in (Outcome.PARTLY, Outcome.UNEXPLAINED)
     assert all(finding.evidence is Evidence.PARTIAL for finding in found.findings)
     assert "least explained" in sentences(found, ())[-1]
+
+
+@pytest.mark.parametrize("factor", [1e-15, 1e15])
+def test_an_update_of_an_absurd_length_is_a_scale(factor) -> None:
+    found = diagnosis_of(Client(), algorithm=Algorithm.FEDSGD, change_sent=each(lambda tensor: factor * tensor))
+    assert found.cause == "scale", found.findings
+    assert f"{factor:g} times the replayed" in found.findings[0].detail
+
+
+def test_a_replay_that_diverges_explains_nothing() -> None:
+    found = diagnosis_of(Client(), declared=replace(RECIPE, learning_rate=1e200))
+    assert found.residual == math.inf
+    assert "–" in sentences(found, ())[0]
 
 
 def test_other_images_than_the_client_s_are_no_match() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -87,6 +88,20 @@ def test_without_the_truth_only_consistency_is_checked(recorded, tmp_path) -> No
     content = written(run)
     assert content["verdict"] is None
     assert {check["name"] for check in content["consistency"]["checks"]} >= {"norm", "label_counts", "spectrum"}
+
+
+def test_an_update_that_is_not_finite_is_not_replayed(recorded, tmp_path) -> None:
+    shutil.copytree(recorded.folder, tmp_path / "run")
+    run = RunStore(tmp_path / "run")
+    record = run.recording.read_round(1)
+    # Our server would have refused it; a recording of another one may hold it.
+    broken = replace(record.updates[0], tensors={name: t / 0 for name, t in record.updates[0].tensors.items()})
+    run.recording.write_round(replace(record, updates=(broken,)), keep_clients=[0], keep_round=True)
+    done = fl_sim_diagnose(run)
+    assert done.exit_code == 0, done.output
+    content = written(run)
+    assert (content["verdict"], content["consistency"]["worst"]) == (None, "impossible")
+    assert "not finite" in content["note"]
 
 
 def test_what_is_not_stored_is_an_error(recorded) -> None:
