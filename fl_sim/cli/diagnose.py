@@ -61,6 +61,9 @@ def diagnose_update(
         found = _diagnosed(training, update, quiet=quiet)
         delta = {name: tensor.double() for name, tensor in _delta(record, update, manifest).items()}
         attempts = compare_attempts(training, delta, _results(store, *key))
+        if training.num_examples != update.num_examples:
+            stated = f"the client states N_c = {update.num_examples}, and holds {training.num_examples} images"
+            notices = (*notices, stated)
     path = store.folder / "diagnosis" / f"round-{key[0]}-client-{key[1]}.json"
     description = {"run": store.folder.name, "round": key[0], "client": key[1], "num_examples": update.num_examples}
     text = json_text(

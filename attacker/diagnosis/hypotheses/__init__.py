@@ -16,6 +16,7 @@ from attacker.diagnosis.hypotheses.optimiser import momentum, weight_decay
 from attacker.diagnosis.hypotheses.precision import dtype, quantisation
 from attacker.diagnosis.hypotheses.pruning import pruning
 from attacker.diagnosis.hypotheses.scale import learning_rate, scale, sign
+from attacker.diagnosis.hypotheses.searched_order import order_search
 from attacker.diagnosis.hypotheses.steps import batch_order, batch_size, epochs, epochs_and_batch_size
 from attacker.diagnosis.inquiry import Finding, Inquiry
 from fl_sim.tables import Table, function_of
@@ -42,11 +43,12 @@ HYPOTHESES: Table[Hypothesis] = Table(
         "scale": scale,
         "learning_rate": learning_rate,
         "batch_order": batch_order,
+        "order_search": order_search,
     },
     check=function_of("inquiry"),
 )
 
 OF_MATCHING_UPDATES = ("dtype", "quantisation")
 """What can be seen although the declared training explains the update."""
-LAST_RESORTS = ("epochs_and_batch_size",)
+LAST_RESORTS = ("epochs_and_batch_size", "order_search")
 """What is tried only where nothing else explains the update exactly."""
