@@ -14,8 +14,11 @@ from fl_sim.records import Algorithm
 NEAR_ZERO = 1e-6
 """Share of the update's energy below which nothing is left to explain: a thousandth of its length."""
 _ROUNDING_MARGIN = 10.0
-_DRAW_MARGIN = 3.0
-"""How many times the expected energy between two draws of an order or a mask a residual may be."""
+_DRAW_MARGIN = 10.0
+"""How many times the expected energy between two draws of an order or a mask a residual may be.
+
+Orders differ in few directions, and the expectation is that of six draws: an F(1, 5) is above 10 in one of 40 cases.
+"""
 _SINGLE_PRECISION = 2.0**-24
 _ROUNDINGS = 4.0
 """Single roundings, at most, on the way of an entry through one operation of the client and back."""

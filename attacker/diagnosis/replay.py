@@ -163,11 +163,13 @@ def replay(training: DeclaredTraining, variation: Variation) -> Replay:
     return Replay(delta=mean, variance=spread * (1.0 + 1.0 / number))
 
 
-def random_visits(num_examples: int, epochs: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+def random_visits(
+    num_examples: int, epochs: int, generator: torch.Generator, *, num_draws: int = _NUM_DRAWS
+) -> tuple[Tensor, ...]:
     """Draw orders of visits, each (E, N), for what is not known."""
     return tuple(
         torch.stack([torch.randperm(num_examples, generator=generator) for _ in range(epochs)])
-        for _ in range(_NUM_DRAWS)
+        for _ in range(num_draws)
     )
 
 

@@ -1,10 +1,10 @@
 """The order in which a small client visited its images, found from the update: proof, where `batch_order` has a hint.
 
-Start from the best of a few random orders; exchange two images of different batches of an epoch wherever that brings
+From a few random orders, the best first, exchange two images of different batches of an epoch wherever that brings
 the replay closer, until nothing is left, or no exchange helps, or the steps are used up.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -25,15 +25,30 @@ def order_search(inquiry: Inquiry) -> list[Finding]:
         return []
     if training.draws_dropout:
         return []  # no two replays are alike
-    epochs, budget = training.recipe.epochs, _MOST_STEPS // training.num_steps
-    draws = random_visits(training.num_examples, epochs, generator(0, "diagnosis-of-order"))
-    residuals = [_residual(inquiry, visit) for visit in draws[:budget]]
-    if not residuals:
+    draw = generator(0, "diagnosis-of-order")
+    draws = random_visits(training.num_examples, training.recipe.epochs, draw)
+    budget = _MOST_STEPS // training.num_steps
+    if budget < len(draws):
         return []
-    residual, visit = min(zip(residuals, draws, strict=False), key=lambda pair: pair[0])
-    used, since_better = len(residuals), 0
     moves = list(_exchanges(inquiry))
-    while residual > inquiry.near_zero and used < budget and since_better < len(moves):
+    left = budget - len(draws)
+    for residual, visit in sorted(((_residual(inquiry, one), one) for one in draws), key=lambda pair: pair[0]):
+        residual, visit, used = _descended(inquiry, residual, visit, moves, left)
+        left -= used
+        if inquiry.evidence(residual) is Evidence.EXACT:
+            detail = f"images are visited in another order, which was found: {_written(inquiry, visit)}"
+            return [
+                Finding(cause="batch_order", detail=detail, residual=residual, evidence=Evidence.EXACT, num_fitted=1)
+            ]
+    return []
+
+
+def _descended(
+    inquiry: Inquiry, residual: float, visit: Tensor, moves: Sequence[tuple[int, int, int]], most: int
+) -> tuple[float, Tensor, int]:
+    """Exchange images until none of the moves helps; return residual, order, and how many replays it took."""
+    used = since_better = 0
+    while residual > inquiry.near_zero and used < most and since_better < len(moves):
         epoch, first, second = moves[used % len(moves)]
         other = visit.clone()
         other[epoch, [first, second]] = visit[epoch, [second, first]]
@@ -41,10 +56,7 @@ def order_search(inquiry: Inquiry) -> list[Finding]:
         since_better = 0 if tried < residual else since_better + 1
         if tried < residual:
             residual, visit = tried, other
-    if inquiry.evidence(residual) is not Evidence.EXACT:
-        return []
-    detail = f"images are visited in another order, which was found: {_written(inquiry, visit)}"
-    return [Finding(cause="batch_order", detail=detail, residual=residual, evidence=Evidence.EXACT, num_fitted=1)]
+    return residual, visit, used
 
 
 def _residual(inquiry: Inquiry, visit: Tensor) -> float:

@@ -13,7 +13,10 @@ from fl_sim.seeds import generator
 _MOST_SMALL_SIZES = 16
 _MOST_STEPS = 1500
 """Local steps that are replayed for pairs of epochs and batch size."""
-_LEAST_SHARE = 0.1
+_ORDERS = 24
+"""Random orders from which it is learnt how far orders differ."""
+_LEAST_SHARE = 0.01
+"""Of what orders differ by: less of it is left by something else."""
 
 
 def most_epochs(epochs: int) -> int:
@@ -56,7 +59,7 @@ def batch_order(inquiry: Inquiry) -> list[Finding]:
         found.append(inquiry.tried("batch_order", detail, replace(declared, visits=(static,))))
     if training.knows_order:
         draw = generator(0, "diagnosis-of-order")
-        visits = random_visits(training.num_examples, training.recipe.epochs, draw)
+        visits = random_visits(training.num_examples, training.recipe.epochs, draw, num_draws=_ORDERS)
         replayed = replay(training, replace(declared, visits=visits))
         residual = inquiry.residual_of(replayed)
         expected = replayed.variance / (energy(inquiry.delta) or 1.0)
