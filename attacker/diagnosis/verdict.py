@@ -1,6 +1,7 @@
 """Which hypothesis explains an update best, and what that means for an attack that failed on it."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,6 +18,7 @@ from fl_sim.records import Algorithm, DatasetSpec, LocalTraining, RoundRecord
 
 _WORTH_NAMING = 0.5
 """A hypothesis that leaves more than this share of the residual, or of the update, explains nothing worth naming."""
+_FAR = 10.0
 _NAMES = ("missing", "renamed", "transposed", "unexpected")
 
 
@@ -144,7 +146,7 @@ def diagnose(
         found.extend(HYPOTHESES[name](inquiry))
     is_random = inquiry.evidence(inquiry.residual, plain.variance) is Evidence.STATISTICAL
     by_residual = (Evidence.PARTIAL, Evidence.STATISTICAL) if plain.variance else (Evidence.PARTIAL,)
-    worthy = [finding for finding in found if _is_worthy(finding, inquiry, is_random=is_random)]
+    worthy = _without_vague([finding for finding in found if _is_worthy(finding, inquiry, is_random=is_random)])
     findings = (*structure, *sorted(worthy, key=lambda finding: _rank(finding, by_residual)))
     return Diagnosis(
         outcome=_outcome(inquiry, findings),
@@ -174,8 +176,19 @@ def _is_worthy(finding: Finding, inquiry: Inquiry, *, is_random: bool) -> bool:
     if is_random:
         return finding.evidence is Evidence.EXACT
     if finding.evidence is Evidence.STATISTICAL:
-        return finding.residual <= inquiry.residual
+        # The mean of other orders may be further away than the declared one is, and one of them be the client's.
+        return finding.residual <= inquiry.residual or not inquiry.plain.variance
     return finding.evidence is Evidence.EXACT or finding.residual <= _WORTH_NAMING * min(inquiry.residual, 1.0)
+
+
+def _without_vague(findings: list[Finding]) -> list[Finding]:
+    """Leave out an order that would explain anything of its size, where another cause leaves far less than it."""
+    closest = min((one.residual for one in findings if one.evidence is Evidence.PARTIAL), default=math.inf)
+    return [
+        one
+        for one in findings
+        if one.cause != "batch_order" or one.evidence is Evidence.EXACT or one.residual <= _FAR * closest
+    ]
 
 
 def _rank(finding: Finding, by_residual: tuple[Evidence, ...]) -> tuple[int, int, float, int]:

@@ -286,6 +286,12 @@ def test_a_replay_that_diverges_explains_nothing() -> None:
     assert "–" in sentences(found, ())[0]
 
 
+def test_the_order_takes_no_blame_for_what_another_cause_explains_far_better() -> None:
+    found = diagnosis_of(Client(recipe=replace(RECIPE, momentum=0.9)), change_update=noisy(gaussian(1e-3)))
+    assert (found.outcome, found.cause) == (Outcome.PARTLY, "momentum"), found.findings
+    assert float(found.findings[0].detail.split()[1]) == pytest.approx(0.9, abs=0.01)
+
+
 def test_other_images_than_the_client_s_are_no_match() -> None:
     found = diagnosis_of(Client(feed=lambda images: images.flip(-1) ** 3), algorithm=Algorithm.FEDSGD)
     assert found.outcome in (Outcome.PARTLY, Outcome.UNEXPLAINED)
@@ -317,6 +323,15 @@ def test_an_order_that_is_not_found_is_still_told_by_its_size(monkeypatch) -> No
     assert (found.outcome, found.cause) == (Outcome.MISMATCH, "batch_order")
     assert found.findings[0].evidence is Evidence.STATISTICAL
     assert "another random order" in found.findings[0].detail
+
+
+@pytest.mark.parametrize("seed", [5, 6, 7])
+def test_a_larger_client_s_order_is_told_by_its_size(seed, monkeypatch) -> None:
+    monkeypatch.setattr("tests.attacker.planted.NUM_IMAGES", 20)
+    monkeypatch.setattr("attacker.diagnosis.hypotheses.searched_order._MOST_STEPS", 0)
+    recipe = LocalTraining(epochs=2, batch_size=5, learning_rate=0.05)
+    found = diagnosis_of(Client(recipe=recipe, order_seed=seed), declared=recipe)
+    assert (found.outcome, found.cause) == (Outcome.MISMATCH, "batch_order"), found.findings
 
 
 def test_the_order_that_is_found_is_the_client_s() -> None:
