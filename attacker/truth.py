@@ -64,10 +64,22 @@ class Truth:
         The client's order is drawn again from the run seed.
         """
         labels = self._data.labels(client_id)
-        stream = batch_order_generator(self._seed, client_id, server_round)
-        orders = [epoch_order(len(labels), recipe.order, stream) for _ in range(recipe.epochs)]
+        orders = self.visits(client_id, server_round, recipe, epochs=recipe.epochs)
         batches = [batch for order in orders for batch in labels[order].split(recipe.batch_size or len(labels))]
         return torch.stack([torch.bincount(batch, minlength=self.num_classes) for batch in batches])
+
+    def visits(self, client_id: int, server_round: int, recipe: LocalTraining, *, epochs: int) -> Tensor:
+        """Return the order in which the client visits its images in each epoch, shape (E, N), int64.
+
+        Args:
+            client_id: The client.
+            server_round: The round.
+            recipe: Says whether the order is drawn, which is done again from the run seed.
+            epochs: E; where it is more than the recipe's, what the client would have drawn next.
+        """
+        stream = batch_order_generator(self._seed, client_id, server_round)
+        num_examples = len(self._data.labels(client_id))
+        return torch.stack([epoch_order(num_examples, recipe.order, stream) for _ in range(epochs)])
 
     def pool_label_counts(self, client_id: int) -> Tensor:
         """Return the images of each class that the client does not hold, shape (K,), int64, for trivial baselines."""

@@ -12,7 +12,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from fl_sim.cli import attack, defend, exposure, labels, listing, report, reproduce, run, runs, scores
+from fl_sim.cli import attack, defend, diagnose, exposure, labels, listing, report, reproduce, run, runs, scores
 from fl_sim.cli.terminal import errors
 from fl_sim.errors import ConfigError, FlSimError
 
@@ -45,6 +45,7 @@ app.command("labels")(labels.labels)
 app.command("report")(report.report)
 app.command("scores")(scores.scores)
 app.command("exposure")(exposure.exposure_of_run)
+app.command("diagnose")(diagnose.diagnose_update)
 app.command("defend")(defend.defend)
 app.command("reproduce")(reproduce.reproduce)
 app.command("runs")(runs.runs)
