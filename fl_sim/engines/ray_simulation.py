@@ -24,7 +24,7 @@ _OUTLIVE_A_KILL = {"max_restarts": -1, "max_task_retries": 1}
 def run_on_ray(server_app: ServerApp, client_app: ClientApp, num_clients: int) -> None:
     """Run a federation to its end.
 
-    One core and, where there is one, a share of the GPU for each client; as many at a time as there are cores, on this
+    One core for each client, and no GPU: the same bits on every machine. As many at a time as there are cores, on this
     machine or on the cluster that RAY_ADDRESS names.
 
     Args:
@@ -46,8 +46,6 @@ def run_on_ray(server_app: ServerApp, client_app: ClientApp, num_clients: int) -
             # Workers get the module path of this process.
             runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
         )
-        resources = ray.cluster_resources()
-        gpu_share = min(1.0, resources.get("GPU", 0.0) / resources.get("CPU", 1.0))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -56,7 +54,7 @@ def run_on_ray(server_app: ServerApp, client_app: ClientApp, num_clients: int) -
                     client_app,
                     num_clients,
                     # Flower hands these on to Ray as options of its worker processes.
-                    backend_config={"client_resources": {"num_cpus": 1, "num_gpus": gpu_share, **_OUTLIVE_A_KILL}},
+                    backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0, **_OUTLIVE_A_KILL}},
                 )
         finally:
             ray.shutdown()
