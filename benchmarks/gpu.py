@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-import numpy as np
 import torch
+from femnist_client import FILE, SEED, observe, private_batch
 from torch import Tensor
 
 from attacker.attack import Progress
@@ -36,22 +36,11 @@ from attacker.placement import on_device
 from attacker.recipes.feature_span import FeatureSpan
 from attacker.recipes.fedavg_leakage import FedAvgLeakage
 from attacker.threat_models import KNOWN_LABEL_COUNTS
-from clients.local_training import train_locally
-from fl_sim.models import MODELS
-from fl_sim.records import Algorithm, ClientUpdate, DatasetSpec, LocalTraining, RoundRecord
+from fl_sim.records import LocalTraining
 from fl_sim.seeds import generator
 
-FILE = "femnist_like_10k.npz"
-SPEC = DatasetSpec(
-    image_shape=(1, 28, 28),
-    num_classes=62,
-    mean=(0.9642384386141873,),
-    std=(0.15767843198426892,),
-    class_names=tuple(str(label) for label in range(62)),
-)
 ROWS = ((1, 5), (5, 5), (10, 10), (10, 5), (10, 1))
 THRESHOLD_DB = 20.0
-SEED = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,39 +78,6 @@ def attacks(steps: int | None) -> dict[str, FedAvgLeakage | FeatureSpan]:
         "ours_prior": FedAvgLeakage(steps=steps),
         "feature_span": FeatureSpan(steps=steps, round_steps=max(1, steps // 6)),
     }
-
-
-def private_batch(path: Path, client: int, num_images: int) -> tuple[Tensor, Tensor]:
-    """Return a client's first pixels (N, 1, 28, 28) in [0, 1] and labels (N,)."""
-    with np.load(path) as arrays:
-        own = np.flatnonzero(arrays["clients"] == client)[:num_images]
-        if not len(own):
-            raise SystemExit(f"error: {path} has no client {client}; choose among 0 to {arrays['clients'].max()}")
-        images = torch.from_numpy(arrays["images"][own]).unsqueeze(1).float() / 255
-        return images, torch.from_numpy(arrays["labels"][own]).long()
-
-
-def observe(images: Tensor, labels: Tensor, client: int, recipe: LocalTraining) -> Observation:
-    """Train a client on the CPU, so that all devices attack the same update, and return what the server sees."""
-    model = MODELS["femnist_cnn"](dataset=SPEC, generator=generator(SEED, "model"))
-    start = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
-    train_locally(model, images, labels, recipe, generator=generator(SEED, "batch-order", client))
-    update = ClientUpdate(
-        server_round=1,
-        client_id=client,
-        num_examples=len(labels),
-        algorithm=Algorithm.FEDAVG,
-        tensors={name: tensor.detach().clone() for name, tensor in model.named_parameters()},
-    )
-    record = RoundRecord(server_round=1, global_parameters=start, global_buffers={}, updates=(update,), failures=())
-    return KNOWN_LABEL_COUNTS.observe(
-        model=model,
-        dataset=SPEC,
-        record=record,
-        update=update,
-        local_training=recipe,
-        label_counts=torch.bincount(labels, minlength=SPEC.num_classes),
-    )
 
 
 def measure(
@@ -199,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         images, labels = private_batch(path, client, options.images)
         for epochs, batch_size in options.rows:
             recipe = LocalTraining(epochs=epochs, batch_size=batch_size, learning_rate=0.004)
-            observation = observe(images, labels, client, recipe)
+            observation = observe(images, labels, client, recipe, KNOWN_LABEL_COUNTS)
             for method, attack in attacks(options.steps).items():
                 try:
                     seconds, steps, held, decibels = measure(attack, observation, images, device, end)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from femnist_client import FILE, SEED, SPEC, observe, private_batch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -27,57 +28,14 @@ from attacker.observation import Observation
 from attacker.recipes import ATTACKS, FedAvgLeakage
 from attacker.recipes.fedavg_leakage import average_over_epochs
 from attacker.threat_models import THREAT_MODELS
-from clients.local_training import train_locally
-from fl_sim.models import MODELS
 from fl_sim.options import build
-from fl_sim.records import Algorithm, ClientUpdate, DatasetSpec, LocalTraining, RoundRecord
+from fl_sim.records import LocalTraining
 from fl_sim.seeds import generator
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "femnist_like_10k.npz"
-SPEC = DatasetSpec(
-    image_shape=(1, 28, 28),
-    num_classes=62,
-    mean=(0.9642384386141873,),
-    std=(0.15767843198426892,),
-    class_names=tuple(str(label) for label in range(62)),
-)
+DATA = Path(__file__).parents[2] / "shared" / "data" / FILE
 BATCH_SIZE = 5
 LEARNING_RATE = 0.004
 THRESHOLD_DB = 20.0
-SEED = 0
-
-
-def private_batch(client_id: int) -> tuple[Tensor, Tensor]:
-    """Return a client's pixels (50, 1, 28, 28) and labels (50,)."""
-    with np.load(DATA) as data:
-        own = data["clients"] == client_id
-        return torch.from_numpy(data["images"][own]).unsqueeze(1).float() / 255, torch.from_numpy(
-            data["labels"][own]
-        ).long()
-
-
-def observe(images: Tensor, labels: Tensor, client_id: int, epochs: int, threat_model: str) -> Observation:
-    """Train a client and return what the server sees."""
-    recipe = LocalTraining(epochs=epochs, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE)
-    model = MODELS["femnist_cnn"](dataset=SPEC, generator=generator(SEED, "model"))
-    start = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
-    train_locally(model, images, labels, recipe, generator=generator(SEED, "batch-order", client_id))
-    update = ClientUpdate(
-        server_round=1,
-        client_id=client_id,
-        num_examples=len(labels),
-        algorithm=Algorithm.FEDAVG,
-        tensors={name: tensor.detach().clone() for name, tensor in model.named_parameters()},
-    )
-    record = RoundRecord(server_round=1, global_parameters=start, global_buffers={}, updates=(update,), failures=())
-    return THREAT_MODELS[threat_model].observe(
-        model=model,
-        dataset=SPEC,
-        record=record,
-        update=update,
-        local_training=recipe,
-        label_counts=torch.bincount(labels, minlength=SPEC.num_classes),
-    )
 
 
 def psnr_db(reconstructions: Tensor, originals: Tensor) -> Tensor:
@@ -105,8 +63,9 @@ def attack_pixels(attack: Attack, observation: Observation, client_id: int) -> t
 
 def measure(attack: Attack, client_id: int, epochs: int, threat_model: str) -> dict[str, Any]:
     """Attack one client and score it."""
-    images, labels = private_batch(client_id)
-    observation = observe(images, labels, client_id, epochs, threat_model)
+    recipe = LocalTraining(epochs=epochs, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE)
+    images, labels = private_batch(DATA, client_id)
+    observation = observe(images, labels, client_id, recipe, THREAT_MODELS[threat_model])
     cpu_started = time.process_time()
     pixels, recovered, seconds = attack_pixels(attack, observation, client_id)
     cpu_seconds = time.process_time() - cpu_started

@@ -47,7 +47,7 @@ def test_its_imports_need_no_engine() -> None:
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(SCRIPT.parent)])},
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""

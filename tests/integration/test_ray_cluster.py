@@ -57,18 +57,20 @@ def cluster(monkeypatch, tmp_path) -> Iterator[Cluster]:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)  # set by `fl_sim.cli`, once imported
     port = _free_port()
-    address = f"127.0.0.1:{port}"
+    # Addresses of the loopback interface; 127.0.0.1 would not do, which Ray replaces by that of an outer interface.
+    head_ip, worker_ip = "127.0.0.2", "127.0.0.3"
+    address = f"{head_ip}:{port}"
     folder = Path("/tmp") / f"fl-sim-ray-{os.getpid()}"  # a socket's path may have 107 bytes
     head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}"]
     with ExitStack() as running:
-        _start_node(head, tmp_path / "head", running)
-        yield Cluster(address, _start_node([f"--address={address}"], tmp_path / "worker", running))
+        _start_node(head_ip, head, tmp_path / "head", running)
+        yield Cluster(address, _start_node(worker_ip, [f"--address={address}"], tmp_path / "worker", running))
 
 
-def _start_node(own: list[str], log: Path, running: ExitStack) -> subprocess.Popen[bytes]:
+def _start_node(own_ip: str, own: list[str], log: Path, running: ExitStack) -> subprocess.Popen[bytes]:
     """Start a node, again if need be: Ray gives one up that is not there after 30 s, and no setting allows it more."""
     command = [str(Path(sys.executable).parent / "ray"), "start", *own]
-    command += ["--node-ip-address=127.0.0.1", "--num-cpus=1", "--object-store-memory=200000000"]
+    command += [f"--node-ip-address={own_ip}", "--num-cpus=1", "--object-store-memory=200000000"]
     command += ["--disable-usage-stats", "--block"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     deadline = time.monotonic() + 400
@@ -78,6 +80,7 @@ def _start_node(own: list[str], log: Path, running: ExitStack) -> subprocess.Pop
         running.callback(_stop_node, process)
         while process.poll() is None and time.monotonic() < deadline:
             if b"Ray runtime started" in log.read_bytes():
+                assert f"Local node IP: {own_ip}" in log.read_text()
                 return process
             time.sleep(0.5)
     raise AssertionError(log.read_text())
