@@ -13,6 +13,7 @@ runs/20261121-120000-digits/
   attacks/          reconstructions, written by the attacker
   scores/           comparisons with the truth
   report/           the page
+  tensorboard/      the same for TensorBoard, where asked for
 """
 
 import importlib.metadata
@@ -81,6 +82,7 @@ class RunStore:
         self.attacks = folder / "attacks"
         self.scores = folder / "scores"
         self.report_path = folder / "report" / "index.html"
+        self.tensorboard = folder / "tensorboard"
         self.log_path = folder / "federation.log"
 
     def experiment(self) -> Experiment:

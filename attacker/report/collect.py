@@ -47,6 +47,7 @@ def _attack_result(result: Result, truth: Truth | None) -> AttackResult:
         server_round=result.key.server_round,
         client_id=result.key.client_id,
         attack=result.setting.name,
+        setting=result.setting.label,
         seed=result.key.seed,
         threat_model=result.threat_model,
         outcome=result.reconstruction.outcome,

@@ -19,6 +19,7 @@ class AttackResult:
         client_id: The client whose update was attacked.
         others: Further clients where the mean of several updates was attacked.
         attack: Name of the attack; results of one name are drawn as one series.
+        setting: The name with a digest that differs wherever any option of the attack differs.
         seed: Seed of the attack.
         threat_model: What the attack was granted.
         outcome: How it ended, in words.
@@ -45,6 +46,7 @@ class AttackResult:
     losses: Tensor
     reconstructions: Tensor
     recovered_labels: Tensor
+    setting: str = ""
     private_images: Tensor | None = None
     labels: Tensor | None = None
     score: Score | None = None

@@ -6,6 +6,7 @@ from rich.table import Table
 from attacker.campaign import plan_campaign
 from attacker.campaign_observer import TaskFailure
 from attacker.report.collect import collect_content
+from attacker.report.event_files import write_event_files
 from attacker.report.page import render
 from attacker.results import read_results, result_row, score_results
 from attacker.truth import Truth, read_truth
@@ -18,13 +19,16 @@ from fl_sim.files import write_bytes
 from fl_sim.run_store import RunStore
 
 
-def analyse(run: RunStore, attack: AttackConfig | None, *, quiet: bool) -> tuple[TaskFailure, ...]:
+def analyse(
+    run: RunStore, attack: AttackConfig | None, *, quiet: bool, tensorboard: bool = False
+) -> tuple[TaskFailure, ...]:
     """Attack the recording, score what came out, and write the page.
 
     Args:
         run: A run whose federation has ended.
         attack: The attack, or ``None`` to write the page with what is there.
         quiet: Show nothing.
+        tensorboard: Write event files; without it they are only kept up to date where there are some.
 
     Returns:
         The attacks that failed.
@@ -42,7 +46,10 @@ def analyse(run: RunStore, attack: AttackConfig | None, *, quiet: bool) -> tuple
             lpips=metrics.lpips,
             extractor=metrics.extractor,
         )
-    write_page(run, truth, notices)
+    content = collect_content(run, truth, notices)
+    write_bytes(run.report_path, render(content).encode())
+    if tensorboard or run.tensorboard.exists():
+        write_event_files(run.tensorboard, content)
     if not quiet:
         for notice in notices:
             errors.print(f"[dim]{notice}[/]", highlight=False)
@@ -59,11 +66,6 @@ def find_truth(run: RunStore) -> tuple[Truth | None, tuple[str, ...]]:
         return truth, ()
     except MissingDataError as error:
         return None, (f"unscored: {error}",)
-
-
-def write_page(run: RunStore, truth: Truth | None, notices: tuple[str, ...]) -> None:
-    """Write the page of a run."""
-    write_bytes(run.report_path, render(collect_content(run, truth, notices)).encode())
 
 
 def scores_table(run: RunStore) -> Table:

@@ -12,6 +12,7 @@ from fl_sim.cli.options import (
     RunArgument,
     RunsDirOption,
     SetOption,
+    TensorboardOption,
     WorkersOption,
     find_run,
     parse_selection,
@@ -37,6 +38,7 @@ def attack(
     gpu_share: Annotated[float | None, typer.Option(help="Of a GPU, for each attack, for instance 0.25.")] = None,
     assignments: SetOption = None,
     runs_dir: RunsDirOption = DEFAULT_RUNS_DIR,
+    tensorboard: TensorboardOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Attack a recording. Finished work is skipped, so the same command resumes after an interruption.
@@ -62,7 +64,8 @@ def attack(
         "gpu_share": gpu_share,
     }
     changes = {key: value for key, value in chosen.items() if value is not None}
-    failures = analyse(store, parse_dataclass(AttackConfig, {**asdict(planned), **changes}), quiet=quiet)
+    config = parse_dataclass(AttackConfig, {**asdict(planned), **changes})
+    failures = analyse(store, config, tensorboard=tensorboard, quiet=quiet)
     output.print(str(store.folder), highlight=False, soft_wrap=True)
     if failures:
         raise typer.Exit(1)

@@ -16,6 +16,10 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, n
 WorkersOption = Annotated[
     str | None, typer.Option(help="Processes, or 'ray' for a cluster (RAY_ADDRESS); default: one per core.")
 ]
+TensorboardOption = Annotated[
+    bool,
+    typer.Option("--tensorboard", help="Write event files too, for 'tensorboard --logdir RUN'; kept up from then on."),
+]
 DEFAULT_RUNS_DIR = Path("runs")
 
 

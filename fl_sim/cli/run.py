@@ -1,23 +1,26 @@
 """``fl-sim run``: federation, recording, attack, scores, page."""
 
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from attacker.report.event_files import follow_federation
 from fl_sim.cli.analysis import analyse
 from fl_sim.cli.experiment_check import check_experiment, check_resumable, with_absolute_paths
 from fl_sim.cli.federation_progress import show_federation
 from fl_sim.cli.interruption import clean_interruption
-from fl_sim.cli.options import DEFAULT_RUNS_DIR, QuietOption, RunsDirOption, SetOption, find_run
+from fl_sim.cli.options import DEFAULT_RUNS_DIR, QuietOption, RunsDirOption, SetOption, TensorboardOption, find_run
 from fl_sim.cli.terminal import errors, output
 from fl_sim.config import read_experiment
 from fl_sim.deployment.address import SuperLinkAddress, parse_superlink_address
 from fl_sim.errors import ConfigError
+from fl_sim.events import Event
 from fl_sim.files import write_bytes
 from fl_sim.resumption import prepare_resumption
-from fl_sim.run_store import create_run
+from fl_sim.run_store import RunStore, create_run
 from fl_sim.runtime import CLIENT_APP, run_federation
 
 ENGINE_NAMES = ("ray", "inprocess", "deployment")
@@ -47,6 +50,7 @@ def run(
         Path | None,
         typer.Option(metavar="FOLDER", help="Copy the page there too, for a web server that must not see the rest."),
     ] = None,
+    tensorboard: TensorboardOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Run a federation, record what its server sees, attack the recording, and write the page.
@@ -78,14 +82,19 @@ def run(
     if not quiet:
         errors.print(f"[bold]{store.folder}[/]", highlight=False)
     federation = run_federation(store, engine=engine, client_app=CLIENT_APP, superlink=address)
-    with clean_interruption(), closing(federation) as events:
+    with clean_interruption(), closing(federation), closing(_followed(federation, store, tensorboard)) as events:
         show_federation(events, num_rounds=chosen.federation.num_rounds, quiet=quiet)
-    failures = analyse(store, chosen.attack if attack else None, quiet=quiet)
+    failures = analyse(store, chosen.attack if attack else None, tensorboard=tensorboard, quiet=quiet)
     if publish is not None:
         write_bytes(publish / store.report_path.name, store.report_path.read_bytes())
     output.print(str(store.folder), highlight=False, soft_wrap=True)
     if failures:
         raise typer.Exit(1)
+
+
+def _followed(federation: Generator[Event], store: RunStore, tensorboard: bool) -> Generator[Event]:
+    wanted = tensorboard or store.tensorboard.exists()
+    return follow_federation(federation, store.tensorboard) if wanted else federation
 
 
 def _superlink_address(engine: str, superlink: str | None, root_certificates: Path | None) -> SuperLinkAddress | None:
