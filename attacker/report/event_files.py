@@ -19,9 +19,8 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 from torch.utils.tensorboard.writer import SummaryWriter
-from torchvision.utils import make_grid
 
 from attacker.baselines import MEAN_IMAGE
 from attacker.report.content import AttackResult, ReportContent
@@ -35,6 +34,8 @@ _Key = TypeVar("_Key")
 SHOWN_SIDE = 84
 """Small images are enlarged to about this side, without smoothing: TensorBoard would blur them."""
 MAX_IMAGES = 64
+TILES_IN_A_ROW = 10
+GAP = 2
 MAX_CLIENTS = 32
 """Curves and images for each client up to so many; above, means only: TensorBoard lists every client as a run."""
 MAX_CURVE_POINTS = 500
@@ -135,18 +136,27 @@ def _guess(attack: AttackResult) -> dict[str, float]:
 
 
 def _grid(attack: AttackResult) -> Tensor:
-    """Return (3, H, W) in [0, 1]: private images above their reconstructions, best first; or reconstructions alone."""
+    """Return (C, H, W) in [0, 1]: private images above their reconstructions, best first; or reconstructions alone."""
     if attack.score is None or attack.private_images is None:
-        return make_grid(_shown(attack.reconstructions[:MAX_IMAGES]), nrow=10, pad_value=0.5)
+        return _tiled(_shown(attack.reconstructions[:MAX_IMAGES]))
     score = attack.score
-    order = sorted(range(score.num_images), key=lambda index: -(score.psnr_db[index] or 0.0))
-    missing = torch.full_like(_shown(attack.private_images[:1]), 0.5)
-    pairs: list[Tensor] = []
-    for index in order[:MAX_IMAGES]:
-        matched = score.matching[index]
-        rebuilt = _shown(attack.reconstructions[matched : matched + 1]) if matched >= 0 else missing
-        pairs.append(torch.cat([_shown(attack.private_images[index : index + 1]), rebuilt], dim=2))
-    return make_grid(torch.cat(pairs), nrow=10, pad_value=0.5)
+    order = sorted(range(score.num_images), key=lambda index: -(score.psnr_db[index] or 0.0))[:MAX_IMAGES]
+    private = _shown(attack.private_images[order])
+    rebuilt = torch.full_like(private, 0.5)  # an image that no reconstruction was assigned to stays grey
+    for place, index in enumerate(order):
+        if score.matching[index] >= 0:
+            rebuilt[place] = _shown(attack.reconstructions[score.matching[index]].unsqueeze(0))[0]
+    return _tiled(torch.cat([private, rebuilt], dim=2))
+
+
+def _tiled(tiles: Tensor) -> Tensor:
+    """Lay (N, C, h, w) out in rows of `TILES_IN_A_ROW`, with a grey gap after each; returns (C, H, W)."""
+    framed = pad(tiles, (0, GAP, 0, GAP), value=0.5)
+    columns = min(len(framed), TILES_IN_A_ROW)
+    missing = -len(framed) % columns
+    framed = torch.cat([framed, torch.full_like(framed[:1], 0.5).expand(missing, -1, -1, -1)])
+    rows = framed.unflatten(0, (-1, columns))  # (rows, columns, C, h, w)
+    return rows.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
 
 
 def _shown(images: Tensor) -> Tensor:

@@ -6,18 +6,49 @@
 130  interrupted; the same command, or ``fl-sim attack RUN``, goes on from there
 """
 
+from importlib import import_module
 from typing import Any
 
 import click
 import typer
 from typer.core import TyperGroup
 
-from fl_sim.cli import attack, defend, diagnose, exposure, labels, listing, report, reproduce, run, runs, scores
 from fl_sim.cli.terminal import errors
 from fl_sim.errors import ConfigError, FlSimError
 
+COMMANDS = {
+    "run": "run:run",
+    "attack": "attack:attack",
+    "labels": "labels:labels",
+    "report": "report:report",
+    "scores": "scores:scores",
+    "exposure": "exposure:exposure_of_run",
+    "diagnose": "diagnose:diagnose_update",
+    "defend": "defend:defend",
+    "reproduce": "reproduce:reproduce",
+    "runs": "runs:runs",
+    "list": "listing:list_parts",
+}
+"""Each command by its module in this package and its function; imported when it is called, since all of them together
+take seconds."""
 
-class _ErrorReportingGroup(TyperGroup):
+
+class _Commands(TyperGroup):
+    def __init__(self, **settings: Any) -> None:
+        settings["commands"] = {name: click.Command(name) for name in COMMANDS}  # names alone, until one is called
+        super().__init__(**settings)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name].partition(":")
+        alone = typer.Typer(add_completion=False)
+        alone.command(cmd_name)(getattr(import_module(f"fl_sim.cli.{module}"), function))
+        return typer.main.get_command(alone)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -34,19 +65,13 @@ def _escaped(text: str) -> str:
 
 
 app = typer.Typer(
-    cls=_ErrorReportingGroup,
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="What does a federated-learning server really learn about my data? Simulate, record, attack, look.",
 )
-app.command("run")(run.run)
-app.command("attack")(attack.attack)
-app.command("labels")(labels.labels)
-app.command("report")(report.report)
-app.command("scores")(scores.scores)
-app.command("exposure")(exposure.exposure_of_run)
-app.command("diagnose")(diagnose.diagnose_update)
-app.command("defend")(defend.defend)
-app.command("reproduce")(reproduce.reproduce)
-app.command("runs")(runs.runs)
-app.command("list")(listing.list_parts)
+
+
+@app.callback()
+def _fl_sim() -> None:
+    pass

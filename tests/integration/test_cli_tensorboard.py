@@ -3,12 +3,15 @@
 import io
 import json
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 from attacker.report.content import ReportContent
 from attacker.report.event_files import follow_federation, write_event_files
+from attacker.truth import read_truth
 from fl_sim.events import Event, EventKind
 from fl_sim.run_store import RoundEvaluation, list_runs
 from tests.integration.test_cli import SMALL, fl_sim, tiny_settings
@@ -60,8 +63,13 @@ def test_pictures_show_private_images_above_reconstructions(place):
     images = reader.Images(client, "images")
     assert [image.step for image in images] == [1, 2]
     picture = Image.open(io.BytesIO(images[0].encoded_image_string))
-    # three images of 28 x 28 enlarged three times, with two pixels between and around
-    assert picture.size == (3 * 86 + 2, 2 * 84 + 4)
+    assert picture.size == (3 * 86, 2 * 84 + 2)  # three images of 28 x 28, enlarged three times, two pixels after each
+    private = read_truth(run.folder).private_batch(0).images
+    shown = torch.from_numpy(np.asarray(picture, dtype=np.float32)[..., 0] / 255)
+    tiles = [shown[1:84:3, 86 * column + 1 : 86 * column + 84 : 3] for column in range(3)]
+    distances = torch.stack([torch.stack([(tile - image[0]).abs().max() for image in private]) for tile in tiles])
+    assert distances.min(dim=1).values.max() < 0.01  # every tile of the upper row is a private image
+    assert distances.argmin(dim=1).unique().numel() == 3
 
 
 def test_a_later_attack_keeps_the_files_up_to_date_and_says_nothing_twice(place):
