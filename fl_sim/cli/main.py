@@ -12,7 +12,20 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from fl_sim.cli import attack, defend, diagnose, exposure, labels, listing, report, reproduce, run, runs, scores
+from fl_sim.cli import (
+    attack,
+    defend,
+    diagnose,
+    exposure,
+    import_updates,
+    labels,
+    listing,
+    report,
+    reproduce,
+    run,
+    runs,
+    scores,
+)
 from fl_sim.cli.terminal import errors
 from fl_sim.errors import ConfigError, FlSimError
 
@@ -49,4 +62,6 @@ app.command("diagnose")(diagnose.diagnose_update)
 app.command("defend")(defend.defend)
 app.command("reproduce")(reproduce.reproduce)
 app.command("runs")(runs.runs)
+app.command("import")(import_updates.import_updates)
+app.command("truth")(import_updates.truth_of_run)
 app.command("list")(listing.list_parts)
