@@ -96,7 +96,10 @@ def without(state, name):
         (lambda state: {**state, "last.bias": torch.full((3,), float("nan"))}, "'last.bias': expected finite numbers"),
         (lambda state: {**state, "last.bias": torch.ones(3, dtype=torch.int64)}, "expected torch.float32, got torch.i"),
         (lambda state: {"weights": torch.ones(3)}, "expected the model's names .*, or arr_0, arr_1"),
-        (lambda state: {"arr_0": torch.ones(3), "arr_2": torch.ones(3)}, "or arr_0, arr_1, … in its order; got 'arr_0'"),
+        (
+            lambda state: {"arr_0": torch.ones(3), "arr_2": torch.ones(3)},
+            "or arr_0, arr_1, … in its order; got 'arr_0'",
+        ),
         (lambda state: {"arr_0": torch.ones(3)}, "expected 9 arrays, .* or 6 without buffers; got 1"),
         # Two tensors of another shape exchanged: an order that is not the model's.
         (
