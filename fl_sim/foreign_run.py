@@ -137,7 +137,7 @@ def add_truth(run: RunStore, source: Path) -> tuple[str, ...]:
     np.savez_compressed(content, images=images, labels=labels, clients=clients)
     write_bytes(enclosed, content.getvalue())
     try:
-        arrays(**{**options, "path": enclosed, "mean": spec.mean, "std": spec.std})
+        arrays(path=enclosed, mean=spec.mean, std=spec.std, num_classes=spec.num_classes, test_fraction=0.0)
     except (ConfigError, ValueError) as error:
         enclosed.unlink()
         raise ConfigError(str(error).replace(str(enclosed), str(source))) from error
