@@ -1,4 +1,4 @@
-"""The recorder in two Flower apps that know nothing of it: one line, no change to training, a recording like any other."""
+"""The recorder in two Flower apps that know nothing of it: no change to training, a recording like any other."""
 
 import importlib
 import random
