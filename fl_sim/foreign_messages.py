@@ -77,12 +77,16 @@ class ForeignMessages:
         Raises:
             BadReplyError: If there is none, or several and nobody said which.
         """
+        return self.arrays_item(message)[1]
+
+    def arrays_item(self, message: Message) -> tuple[str, ArrayRecord]:
+        """Return that record with its name; see `arrays`."""
         records = message.content.array_records
         if self.arrays_key is not None and self.arrays_key in records:
-            return records[self.arrays_key]
+            return self.arrays_key, records[self.arrays_key]
         if len(records) != 1:
             raise BadReplyError(f"expected one ArrayRecord, got {sorted(records) or 'none'}; say arrays_key")
-        return next(iter(records.values()))
+        return next(iter(records.items()))
 
     def metrics(self, reply: Message) -> dict[str, object]:
         """Return all numbers of a reply.
@@ -120,6 +124,19 @@ class ClientNumbers:
             if node is not None and node not in self.numbers and is_number and number not in self.numbers.values():
                 assert isinstance(number, int)
                 self.numbers[node] = number
+
+
+def trainable_keys(record: ArrayRecord, layout: ModelLayout) -> frozenset[str]:
+    """Return the names of a record's arrays that are trainable tensors, numbered arrays by their order.
+
+    Args:
+        record: Arrays that `fit` has matched with the model.
+        layout: The model.
+    """
+    if set(record) & set(layout.state_names):
+        return frozenset(layout.parameters) & frozenset(record)
+    names = layout.state_names if len(record) == len(layout.state_names) else tuple(layout.parameters)
+    return frozenset(key for key, name in zip(sorted(record, key=int), names, strict=True) if name in layout.parameters)
 
 
 def same_arrays(first: ArrayRecord, second: ArrayRecord) -> bool:
