@@ -27,7 +27,8 @@ class Net(nn.Module):
 def load_images(partition_id: int, num_images: int) -> tuple[Tensor, Tensor]:
     """Return a client's images, pixels in [0, 1], and labels."""
     digits = load_digits()
-    rows = slice(partition_id * num_images, (partition_id + 1) * num_images)
+    shuffled = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(0)).numpy()
+    rows = shuffled[partition_id * num_images : (partition_id + 1) * num_images]
     return torch.tensor(digits.images[rows] / 16, dtype=torch.float32).unsqueeze(1), torch.tensor(digits.target[rows])
 
 
