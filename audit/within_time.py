@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from attacker.attack import Attack, Progress, Reconstruction, StopAttackError
+from attacker.inversion_problem import label_counts
 from attacker.observation import Observation
+from attacker.placement import in_place_of_update
 from attacker.recipes import ATTACKS
 from attacker.wrappers import BestOf
 from fl_sim.errors import ConfigError
@@ -74,18 +76,28 @@ def attack_within(
         counter = _Watch(deadline, clock)
         found = attack(observation, generator=draw(), on_step=counter)
         return TimedAttack(reconstruction=found, num_steps=counter.num_steps, seconds=clock() - started)
+    known = _with_labels(observation, attack, draw)
     watch = _Watch(deadline, clock)
-    probe = _with_steps(attack, min(_PROBE_STEPS, steps))
-    found = probe(observation, generator=draw(), on_step=watch)
-    affordable = _affordable(watch, deadline - clock(), before_first=watch.before_first(started))
+    probed = clock()
+    found = _with_steps(attack, min(_PROBE_STEPS, steps))(known, generator=draw(), on_step=watch)
+    affordable = _affordable(watch, deadline - clock(), before_first=watch.before_first(probed))
     if affordable <= _PROBE_STEPS:
         return TimedAttack(reconstruction=found, num_steps=watch.num_steps, seconds=clock() - started)
     planned: Attack = _with_steps(attack, min(steps, affordable))
     restarts = min(_MOST_RESTARTS, affordable // steps)
     if restarts > 1 and getattr(attack, "restarts", 1) == 1:
         planned = BestOf(attack=planned, restarts=restarts)
-    found = planned(observation, generator=draw(), on_step=watch)
+    found = planned(known, generator=draw(), on_step=watch)
     return TimedAttack(reconstruction=found, num_steps=watch.num_steps, seconds=clock() - started)
+
+
+def _with_labels(observation: Observation, attack: object, draw: Callable[[], torch.Generator]) -> Observation:
+    """Recover the labels once, as the attack would in each of its runs; that can take longer than many steps."""
+    recovery, knowledge = getattr(attack, "label_recovery", None), observation.knowledge
+    if not isinstance(recovery, str) or knowledge.label_counts is not None:
+        return observation
+    counts = label_counts(in_place_of_update(observation), recovery, draw())
+    return replace(observation, knowledge=replace(knowledge, label_counts=counts))
 
 
 def make_attack(name: str, options: dict[str, Any]) -> Attack:

@@ -30,14 +30,14 @@ _AUDITS = {
 _SERVER = ("fedavg_leakage", {"loss": "cosine", "steps": 1000})
 
 
-def judged(found: Reconstruction, private: PrivateBatch) -> dict[str, float]:
+def judged(found: Reconstruction, private: PrivateBatch, num_classes: int) -> dict[str, float]:
     """Return a reconstruction's figures."""
     scored = score(
         images=found.images,
         labels=found.labels,
         private_images=private.images,
         private_labels=private.labels,
-        num_classes=int(private.labels.max()) + 1 + int(found.labels.max()),
+        num_classes=num_classes,
     )
     return {
         "psnr_db_max": round(max(value for value in scored.psnr_db if value is not None), 1),
@@ -74,13 +74,16 @@ def main() -> None:
                 )
                 line = {"client": client_id, "who": f"{name} {budget:g}", "seconds": round(found.seconds, 1)}
                 print(
-                    json.dumps({**line, "steps": found.num_steps, **judged(found.reconstruction, private)}), flush=True
+                    json.dumps(
+                        {**line, "steps": found.num_steps, **judged(found.reconstruction, private, truth.num_classes)}
+                    ),
+                    flush=True,
                 )
         started = time.process_time()
         name, options = _SERVER
         found = ATTACKS[name](**options)(observation, generator=generator(0, "attack", arguments.round, client_id))
         line = {"client": client_id, "who": "server", "seconds": round(time.process_time() - started, 1)}
-        print(json.dumps({**line, "steps": options["steps"], **judged(found, private)}), flush=True)
+        print(json.dumps({**line, "steps": options["steps"], **judged(found, private, truth.num_classes)}), flush=True)
 
 
 if __name__ == "__main__":

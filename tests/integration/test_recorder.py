@@ -245,6 +245,7 @@ def attack(run: RunStore, name: str, key: ResultKey, **options):
 
 def test_the_quickstart_app_leaks_to_a_short_attack(tmp_path, monkeypatch):
     config = {"learning-rate": 0.1, "local-epochs": 1, "batch-size": 4, "images-per-client": 4, "num-server-rounds": 1}
+    config |= {"audit-seconds": 0.5, "audit-policy": "report"}
     run_example(monkeypatch, "quickstart_pytorch", "quickstart", **config, **{"record-to": str(tmp_path)})
     (run,) = list_runs(tmp_path)
     load_images = sys.modules["quickstart.task"].load_images
@@ -255,6 +256,9 @@ def test_the_quickstart_app_leaks_to_a_short_attack(tmp_path, monkeypatch):
     listed = CliRunner().invoke(cli, ["labels", str(run.folder), "--methods", "automatic"], env={"COLUMNS": "120"})
     assert listed.exit_code == 0, listed.output
     assert listed.stdout.count("0/4") == 3  # all labels of all three clients, by the app's own partition ids
+    for update in run.recording.read_round(1).updates:
+        assert update.metrics["audit.failed"] == 0
+        assert update.metrics["audit.wrong_labels"] == 0
     found = attack(run, "inverting_gradients", ResultKey(server_round=1, client_id=1, seed=0), steps=150)
     distances = torch.cdist(found.images.flatten(1), private[1][0].flatten(1)).min(dim=0).values ** 2 / 64
     others = torch.cdist(private[0][0].flatten(1), private[1][0].flatten(1)).min(dim=0).values ** 2 / 64
