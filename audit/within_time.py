@@ -78,9 +78,8 @@ def attack_within(
         return TimedAttack(reconstruction=found, num_steps=counter.num_steps, seconds=clock() - started)
     known = _with_labels(observation, attack, draw)
     watch = _Watch(deadline, clock)
-    probed = clock()
     found = _with_steps(attack, min(_PROBE_STEPS, steps))(known, generator=draw(), on_step=watch)
-    affordable = _affordable(watch, deadline - clock(), before_first=watch.before_first(probed))
+    affordable = _affordable(watch, deadline - clock())
     if affordable <= _PROBE_STEPS:
         return TimedAttack(reconstruction=found, num_steps=watch.num_steps, seconds=clock() - started)
     planned: Attack = _with_steps(attack, min(steps, affordable))
@@ -126,10 +125,6 @@ class _Watch:
         if now >= self._deadline:
             raise StopAttackError
 
-    def before_first(self, started: float) -> float:
-        """Return the seconds before the second step: what each run costs once, and one step."""
-        return self._times[0] - started if self._times else 0.0
-
     def seconds_of_a_step(self) -> float | None:
         """Return the mean over the probed steps but the first, which prepares; ``None`` where there were too few."""
         if len(self._times) < 2:
@@ -137,9 +132,10 @@ class _Watch:
         return max((self._times[-1] - self._times[0]) / (len(self._times) - 1), 1e-9)
 
 
-def _affordable(watch: _Watch, left: float, *, before_first: float) -> int:
+def _affordable(watch: _Watch, left: float) -> int:
+    # What comes before the first step is not counted: most of it was paid once, by the steps that were timed.
     step = watch.seconds_of_a_step()
-    return 0 if step is None else max(0, int(_SHARE_PLANNED * (left - before_first) / step))
+    return 0 if step is None else max(0, int(_SHARE_PLANNED * left / step))
 
 
 def _with_steps(attack: Any, steps: int) -> Any:
