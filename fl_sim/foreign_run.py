@@ -20,11 +20,11 @@ from fl_sim.errors import ConfigError, MissingDataError
 from fl_sim.files import write_bytes, write_json
 from fl_sim.models import MODELS
 from fl_sim.models.torch_module import model_part
+from fl_sim.npz_files import read_npz
 from fl_sim.options import build
-from fl_sim.parameter_files import read_npz
 from fl_sim.recording_store import Manifest, NamedPart
 from fl_sim.records import DatasetSpec
-from fl_sim.run_store import ENCLOSED_TRUTH, RunStore, create_run
+from fl_sim.run_store import ENCLOSED_TRUTH, EXACT_PIXELS, RunStore, create_run
 
 _UNNOTICED_ROUNDING = 1e-6
 
@@ -103,7 +103,7 @@ def check_spec(spec: DatasetSpec) -> None:
 def add_truth(run: RunStore, source: Path) -> tuple[str, ...]:
     """Put the private images into the run folder, so that reconstructions can be scored.
 
-    Nothing that attacks read is changed. Floats are rounded to bytes, to 1/510 at most.
+    Nothing that attacks read is changed. Pixels that are no bytes are kept beside their bytes, for scores and replays.
 
     Args:
         run: A run made by `create_foreign_run`.
@@ -112,7 +112,7 @@ def add_truth(run: RunStore, source: Path) -> tuple[str, ...]:
             client's images stand in its own order. It is copied.
 
     Returns:
-        What a person should know: clients that stated another number of images than they hold, and rounding.
+        What a person should know: clients that stated another number of images than they hold.
 
     Raises:
         ConfigError: If the run has a truth already, or the images are not those of the recording's clients.
@@ -123,7 +123,7 @@ def add_truth(run: RunStore, source: Path) -> tuple[str, ...]:
         raise ConfigError(f"{run.folder} has a truth already: {path}")
     manifest = run.recording.read_manifest()
     spec = manifest.dataset
-    images, labels, clients, rounding = _read_truth(source, spec)
+    images, labels, clients, exact = _read_truth(source, spec)
     enclosed = path.parent / ENCLOSED_TRUTH
     options = {
         "path": ENCLOSED_TRUTH,
@@ -134,7 +134,9 @@ def add_truth(run: RunStore, source: Path) -> tuple[str, ...]:
     }
     notices = _check_clients(run, clients, source)
     content = io.BytesIO()
-    np.savez_compressed(content, images=images, labels=labels, clients=clients)
+    np.savez_compressed(
+        content, images=images, labels=labels, clients=clients, **({EXACT_PIXELS: exact} if len(exact) else {})
+    )
     write_bytes(enclosed, content.getvalue())
     try:
         arrays(path=enclosed, mean=spec.mean, std=spec.std, num_classes=spec.num_classes, test_fraction=0.0)
@@ -149,20 +151,18 @@ def add_truth(run: RunStore, source: Path) -> tuple[str, ...]:
         "num_clients": manifest.num_clients,
     }
     write_json(path, {"seed": 0, "data": data, "enclosed": True})
-    if rounding > _UNNOTICED_ROUNDING:
-        notices = (*notices, f"images were rounded to bytes, by {rounding:.1g} at most: a replay of training differs")
     return notices
 
 
-def _read_truth(source: Path, spec: DatasetSpec) -> tuple[Array, Array, Array, float]:
-    """Return images as bytes (N, H, W) or (N, H, W, 3), labels, clients, and by how much images were rounded."""
+def _read_truth(source: Path, spec: DatasetSpec) -> tuple[Array, Array, Array, Array]:
+    """Return images as bytes (N, H, W) or (N, H, W, 3), labels, clients, and pixels (N, C, H, W) that are no bytes."""
     if not source.is_file():
         raise MissingDataError(f"{source} does not exist; write one with numpy.savez(path, images=…, labels=…)")
     entries = read_npz(source)
     for name in ("images", "labels"):
         if name not in entries:
             raise ConfigError(f"{source}: expected an entry {name!r}, got {sorted(entries) or 'none'}")
-    images, labels, rounding = entries["images"], entries["labels"], 0.0
+    images, labels, exact = entries["images"], entries["labels"], np.empty(0)
     channels, height, width = spec.image_shape
     if channels not in (1, 3):
         raise ConfigError(f"{source}: expected images of 1 or 3 channels, the recording is of {channels}")
@@ -183,12 +183,13 @@ def _read_truth(source: Path, spec: DatasetSpec) -> tuple[Array, Array, Array, f
                 f"{images.min():.3g} to {images.max():.3g}"
             )
         levels = (images * 255).round()
-        rounding = float(abs(images - levels / 255).max(initial=0))
+        if abs(images - levels / 255).max(initial=0) > _UNNOTICED_ROUNDING:
+            exact = images.reshape(len(images), height, width, channels).transpose(0, 3, 1, 2).astype(np.float32)
         images = levels.astype(np.uint8)
     clients = entries.get("clients")
     if clients is None:
         clients = np.zeros(len(images), dtype=np.int64)
-    return images, labels, clients, rounding
+    return images, labels, clients, exact
 
 
 def _check_clients(run: RunStore, clients: Array, source: Path) -> tuple[str, ...]:

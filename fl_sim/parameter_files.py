@@ -10,18 +10,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from fl_sim.errors import ConfigError, MissingDataError, RecordingError, brief
 from fl_sim.files import read_tensors
 from fl_sim.messages import ModelLayout
+from fl_sim.npz_files import read_npz
 
 _NUMBERED = re.compile(r"(?:arr_)?(\d{1,6})")
 _NAMES_SHOWN = 4
@@ -71,25 +68,6 @@ def read_parameters(path: Path) -> dict[str, Tensor]:
         if array.dtype.kind not in "fiub":
             raise ConfigError(f"{path}: {name!r}: expected numbers, got {array.dtype}")
     return {name: torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape)) for name, array in arrays.items()}
-
-
-def read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Read all arrays of an ``.npz`` file, without pickle.
-
-    Raises:
-        ConfigError: If it is none.
-    """
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, NpzFile):
-            with archive:
-                return {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, OSError, KeyError, BadZipFile) as error:
-        raise ConfigError(
-            f"{path}: expected an .npz file without pickled objects, got: {brief(error)}; write arrays of numbers with "
-            "numpy.savez(path, *arrays)"
-        ) from error
-    raise ConfigError(f"{path}: expected an .npz file, got a single array (.npy)")
 
 
 def fit(tensors: Mapping[str, Tensor], layout: ModelLayout, *, where: str, only_trainable: bool = False) -> Fitted:

@@ -37,6 +37,8 @@ from fl_sim.recording_store import RecordingStore
 FORMAT = Format("fl-sim-run", 1)
 ENCLOSED_TRUTH = "private.npz"
 """In ``truth/``: the private images of clients that trained elsewhere, where somebody has put them there."""
+EXACT_PIXELS = "pixels"
+"""Entry of that file: the same images in float32, where they are no bytes."""
 _RECORDED_PACKAGES = ("fl-sim", "flwr", "ray", "torch", "torchvision", "numpy", "scipy", "safetensors")
 
 

@@ -66,7 +66,7 @@ def test_as_many_steps_as_fit_with_schedules_that_end(observation):
 def test_never_more_steps_than_the_attack_has_and_restarts_for_what_is_left(observation):
     assert run(observation, 100.0, steps=60).num_steps == 3 + 60
     several = run(observation, 100.0, steps=20)
-    assert several.num_steps == 3 + 3 * 20
+    assert several.num_steps == 3 + 4 * 20
     single = run(observation, 30.0, steps=20)
     assert several.reconstruction.matching_loss <= single.reconstruction.matching_loss
 

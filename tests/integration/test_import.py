@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from attacker.attack_store import AttackSetting, ResultKey
 from attacker.attack_worker import attack_observation, build_model, observe_update
+from attacker.diagnosis.verdict import Outcome
 from attacker.truth import read_truth
 from fl_sim.cli import app
-from fl_sim.errors import MissingDataError
+from fl_sim.errors import MissingDataError, RecordingError
 from fl_sim.run_store import RunStore, list_runs
 
 RATE = 0.1
@@ -58,7 +59,7 @@ def the_run(folder) -> RunStore:
 def trained(tmp_path):
     """Files of one update: a network of a user's own, two epochs of one batch on eight images, input normalised."""
     generator = torch.Generator().manual_seed(5)
-    images = torch.randint(0, 256, (8, 1, 8, 8), generator=generator) / 255
+    images = torch.rand(8, 1, 8, 8, generator=generator)  # no bytes
     labels = torch.arange(8) % 4
     torch.manual_seed(2)
     network = PlainNet()
@@ -177,6 +178,8 @@ def test_one_update_of_a_users_own_network_through_every_command(trained):
 
     told = fl_sim("truth", run.folder, trained / "truth.npz")
     assert told.exit_code == 0, told.output
+    with np.load(trained / "truth.npz") as given:
+        assert torch.equal(read_truth(run.folder).private_batch(0).images, torch.from_numpy(given["images"]))
     moved = trained / "elsewhere"
     run.folder.rename(moved)  # the images go with the folder
     assert fl_sim("report", moved, "--quiet").exit_code == 0
@@ -187,7 +190,7 @@ def test_one_update_of_a_users_own_network_through_every_command(trained):
     replayed = fl_sim("diagnose", moved)
     assert replayed.exit_code == 0, replayed.output
     found = json.loads(next((moved / "diagnosis").glob("*.json")).read_text())
-    assert "matches" in json.dumps(found).lower()
+    assert Outcome.MATCHES.value in json.dumps(found)
 
 
 def test_the_network_is_fed_what_it_was_fed_in_training(trained):
@@ -311,6 +314,19 @@ def test_a_truth_that_is_not_the_recordings_is_refused(trained, entries, message
     assert message in done.stderr.replace("\n", " "), done.stderr
     assert not (run.folder / "truth" / "truth.json").exists()
     assert not (run.folder / "truth" / "private.npz").exists()
+
+
+def test_pixels_that_are_not_those_of_the_images_are_refused(trained):
+    assert one_update(trained).exit_code == 0
+    run = the_run(trained / "runs")
+    assert fl_sim("truth", run.folder, trained / "truth.npz").exit_code == 0
+    path = run.folder / "truth" / "private.npz"
+    with np.load(path) as kept:
+        entries = dict(kept)
+    for pixels in (entries["pixels"] + 0.1, entries["pixels"][:4], entries["pixels"].astype(np.float64)):
+        np.savez(path, **{**entries, "pixels": pixels})
+        with pytest.raises(RecordingError, match="pixels: expected"):
+            read_truth(run.folder)
 
 
 def test_a_truth_of_another_size_is_told_and_the_order_of_batches_is_nobodys(trained):
