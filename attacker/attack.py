@@ -20,11 +20,19 @@ class DoesNotApplyError(FlSimError):
     """The attack or label recovery is not made for this model or this update; the message says what is."""
 
 
+class StopAttackError(Exception):
+    """Raised by ``on_step`` to end a search: it returns what it has, with `Outcome.STOPPED`.
+
+    An attack of several searches begins those that remain, which each end after a step.
+    """
+
+
 class Outcome(StrEnum):
     """How an attack ended; the values are what a person reads."""
 
     FINISHED = "finished"
     STALLED = "stopped: the matching loss no longer fell"
+    STOPPED = "stopped by whoever ran it; what it had found is returned"
     NON_FINITE = "stopped: the loss was not finite; the best images before that are returned"
 
 
@@ -79,7 +87,7 @@ class Attack(Protocol):
         Args:
             observation: All that the threat model lets the attack see.
             generator: The only source of randomness; a CPU generator.
-            on_step: Called after each optimisation step.
+            on_step: Called after each optimisation step; may raise `StopAttackError`.
 
         Raises:
             NotGrantedError: If the attack needs knowledge that is not granted.

@@ -14,7 +14,7 @@ from typing import Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from attacker.attack import OnStep, Outcome, Progress
+from attacker.attack import OnStep, Outcome, Progress, StopAttackError
 from attacker.schedules import Schedule
 
 Term: TypeAlias = Callable[[Tensor], Tensor]
@@ -111,7 +111,7 @@ def minimise(objective: Minimised, start: Tensor, search: Search, *, on_step: On
         objective: What is minimised.
         start: z of the first step, on the device and in the type of the computation.
         search: How.
-        on_step: Told about each step.
+        on_step: Told about each step; may end the search by `StopAttackError`.
 
     References:
         Zhu et al., Deep Leakage from Gradients, NeurIPS 2019, Algorithm 1.
@@ -122,6 +122,7 @@ def minimise(objective: Minimised, start: Tensor, search: Search, *, on_step: On
     optimizer = torch.optim.Adam([variables])
     best, best_loss = start.detach().clone(), math.inf
     losses: list[float] = []
+    outcome = Outcome.FINISHED
     for step in range(search.steps):
         loss, gradient = objective.gradient(variables, factor=search.matching_factor(step), step=step)
         losses.append(loss)
@@ -138,14 +139,18 @@ def minimise(objective: Minimised, start: Tensor, search: Search, *, on_step: On
         if search.box is not None:
             with torch.no_grad():
                 variables.clamp_(*search.box)
-        on_step(Progress(step=step + 1, num_steps=search.steps, matching_loss=losses[-1]))
+        try:
+            on_step(Progress(step=step + 1, num_steps=search.steps, matching_loss=losses[-1]))
+        except StopAttackError:
+            outcome = Outcome.STOPPED
+            break
     with torch.no_grad():
         last, last_loss = variables.detach(), objective.matching(variables.detach()).item()
     if not math.isfinite(last_loss):
         return _optimum(best, best_loss, losses, Outcome.NON_FINITE)
     if search.keep == "best" and best_loss < last_loss:
-        return _optimum(best, best_loss, losses, Outcome.FINISHED)
-    return _optimum(last, last_loss, losses, Outcome.FINISHED)
+        return _optimum(best, best_loss, losses, outcome)
+    return _optimum(last, last_loss, losses, outcome)
 
 
 def _optimum(variables: Tensor, matching_loss: float, losses: list[float], outcome: Outcome) -> Optimum:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacker.attack import OnStep, Outcome, Progress
+from attacker.attack import OnStep, Outcome, Progress, StopAttackError
 from attacker.gradient_matching import Optimum, Term
 
 # torch's own tolerances are absolute and made for losses near 1; matching losses end far below.
@@ -82,7 +82,11 @@ def minimise_lbfgs(matching: Term, start: Tensor, search: LbfgsSearch, *, on_ste
         if not (math.isfinite(losses[-1]) and bool(variables.isfinite().all())):
             outcome = Outcome.NON_FINITE
             break
-        on_step(Progress(step=step + 1, num_steps=search.steps, matching_loss=losses[-1]))
+        try:
+            on_step(Progress(step=step + 1, num_steps=search.steps, matching_loss=losses[-1]))
+        except StopAttackError:
+            outcome = Outcome.STOPPED
+            break
         if torch.equal(before, variables):
             outcome = Outcome.STALLED
             break

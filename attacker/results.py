@@ -171,14 +171,17 @@ def _score(
 ) -> Score:
     private = truth.private_batch(*key.clients)
     private_pool = None if run_pool is None else run_pool.including(private.images)
-    baselines = trivial_baselines(
-        private.images,
-        truth.pool(*key.clients),
-        threshold_db=threshold_db,
-        generator=generator(0, "baseline", key.client_id),
-        lpips=lpips,
-        private_pool=private_pool,
-    )
+    pool = truth.pool(*key.clients)
+    baselines = ()
+    if len(pool):  # nothing else of the data is at hand where a single client's update was imported
+        baselines = trivial_baselines(
+            private.images,
+            pool,
+            threshold_db=threshold_db,
+            generator=generator(0, "baseline", key.client_id),
+            lpips=lpips,
+            private_pool=private_pool,
+        )
     return score(
         images=reconstruction.images,
         labels=reconstruction.labels,

@@ -4,7 +4,7 @@ No attack can import this module (an import contract says so). The campaign open
 score it, and before one starts only where the threat model grants a piece of the truth by name.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,9 @@ from fl_sim.datasets import pixels
 from fl_sim.errors import FlSimError, MissingDataError, RecordingError, brief
 from fl_sim.federated_data import FederatedData, load_federated_data
 from fl_sim.files import read_json
+from fl_sim.npz_files import read_npz
 from fl_sim.records import LocalTraining, RoundRecord
+from fl_sim.run_store import ENCLOSED_TRUTH, EXACT_PIXELS
 from fl_sim.seeds import generator
 
 
@@ -37,10 +39,21 @@ class PrivateBatch:
 class Truth:
     """The private images of every client of a run."""
 
-    def __init__(self, data: FederatedData, seed: int) -> None:
-        """Hold the data and the run seed; use `read_truth` to find them."""
+    def __init__(
+        self, data: FederatedData, seed: int, *, is_foreign: bool = False, exact: Tensor | None = None
+    ) -> None:
+        """Hold the data and the run seed; use `read_truth` to find them.
+
+        Args:
+            data: Who holds what.
+            seed: From which clients of this platform draw their orders.
+            is_foreign: The clients were others, whose draws nobody knows.
+            exact: Pixels of all images, (N, C, H, W), where bytes are not what the clients trained on.
+        """
         self._data = data
         self._seed = seed
+        self._is_foreign = is_foreign
+        self._exact = exact
 
     @property
     def num_classes(self) -> int:
@@ -49,8 +62,11 @@ class Truth:
 
     def private_batch(self, *clients: int) -> PrivateBatch:
         """Return what a client holds, or several, one after the other."""
+        images = pixels(torch.cat([self._data.images(client_id) for client_id in clients]))
+        if self._exact is not None:
+            images = self._exact[torch.cat([self._data.client_indices[client_id] for client_id in clients])]
         return PrivateBatch(
-            images=pixels(torch.cat([self._data.images(client_id) for client_id in clients])),
+            images=images,
             labels=torch.cat([self._data.labels(client_id) for client_id in clients]),
         )
 
@@ -62,14 +78,26 @@ class Truth:
         """Return the images of each class in the batch of every local step, shape (U, K), int64.
 
         The client's order is drawn again from the run seed.
+
+        Raises:
+            MissingDataError: If the client shuffled its images elsewhere.
         """
+        if not self.knows_order(client_id, recipe):
+            raise MissingDataError("which image stood in which batch is not known of clients that trained elsewhere")
         labels = self._data.labels(client_id)
         orders = self.visits(client_id, server_round, recipe, epochs=recipe.epochs)
         batches = [batch for order in orders for batch in labels[order].split(recipe.batch_size or len(labels))]
         return torch.stack([torch.bincount(batch, minlength=self.num_classes) for batch in batches])
 
+    def knows_order(self, client_id: int, recipe: LocalTraining) -> bool:
+        """Say whether `visits` is the client's own order, or one batch made the order irrelevant."""
+        is_irrelevant = recipe.batches_per_epoch(len(self._data.labels(client_id))) == 1
+        return not self._is_foreign or recipe.order == "static" or is_irrelevant
+
     def visits(self, client_id: int, server_round: int, recipe: LocalTraining, *, epochs: int) -> Tensor:
         """Return the order in which the client visits its images in each epoch, shape (E, N), int64.
+
+        Where `knows_order` says no, a random order like the client's.
 
         Args:
             client_id: The client.
@@ -138,12 +166,36 @@ def read_truth(run_folder: Path) -> Truth:
     if not path.exists():
         raise MissingDataError(f"{path} does not exist: without the truth nothing can be scored")
     reference = read_json(path)
-    seed, data = reference.get("seed"), reference.get("data")
+    seed, data, is_foreign = reference.get("seed"), reference.get("data"), reference.get("enclosed") is True
     if not isinstance(seed, int) or not isinstance(data, dict):
         raise RecordingError(f"{path}: expected a seed and the section data; the file is damaged or foreign")
     try:
-        return Truth(load_federated_data(parse_data(data), seed), seed)
+        where = parse_data(data)
+        if is_foreign:  # the images lie beside the reference, wherever the run folder is now
+            where = replace(where, options={**where.options, "path": str(path.parent / ENCLOSED_TRUTH)})
+        data = load_federated_data(where, seed)
+        exact = _exact_pixels(path.parent / ENCLOSED_TRUTH, data) if is_foreign else None
+        return Truth(data, seed, is_foreign=is_foreign, exact=exact)
     except FlSimError:
         raise
     except Exception as error:  # what a loader makes of options that nobody has meant
         raise RecordingError(f"{path}: the private images cannot be found again: {brief(repr(error))}") from error
+
+
+def _exact_pixels(path: Path, data: FederatedData) -> Tensor | None:
+    """Return the pixels of a foreign truth that bytes would round, or ``None`` where bytes are exact."""
+    found = read_npz(path).get(EXACT_PIXELS)
+    if found is None:
+        return None
+    shape = tuple(data.dataset.images.shape)
+    if found.dtype != "float32" or found.shape != shape:
+        raise RecordingError(
+            f"{path}: {EXACT_PIXELS}: expected float32 of shape {shape}, got {found.dtype} of shape {found.shape}; "
+            "the file is damaged or foreign"
+        )
+    exact = torch.from_numpy(found)
+    if not bool((exact - pixels(data.dataset.images)).abs().max() <= 1 / 255):
+        raise RecordingError(
+            f"{path}: {EXACT_PIXELS}: expected the pixels of its images; the file is damaged or foreign"
+        )
+    return exact

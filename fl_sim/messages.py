@@ -37,10 +37,12 @@ class ModelLayout:
     Attributes:
         parameters: Trainable tensors, in order.
         buffers: Persistent buffers, in order.
+        state_names: All of them in the order of the state dict, as other apps number their arrays.
     """
 
     parameters: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
+    state_names: tuple[str, ...]
 
     @classmethod
     def of(cls, model: nn.Module) -> "ModelLayout":
@@ -50,6 +52,7 @@ class ModelLayout:
         return cls(
             parameters={name: state[name] for name in parameters},
             buffers={name: tensor for name, tensor in state.items() if name not in parameters},
+            state_names=tuple(state),
         )
 
 

@@ -5,11 +5,12 @@ differential privacy clips replies in place). It delegates every call unchanged:
 is the same to the last bit.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from torch import Tensor
 
 from fl_sim.client_registry import ClientRegistry
 from fl_sim.messages import BadReplyError, ModelLayout, unpack_arrays, unpack_reply
@@ -83,31 +84,56 @@ class RecordingStrategy(Strategy):
 
     def _record(self, server_round: int, replies: list[Message]) -> RoundRecord:
         parameters, buffers = unpack_arrays(self._sent_arrays, self._layout)
-        # An error reply does not always carry the node's own id, but it always names the message that it answers.
-        answers = {reply.metadata.reply_to_message_id: reply for reply in replies}
-        updates: list[ClientUpdate] = []
-        failures: list[ReplyFailure] = []
-        for sent in self._sent_messages:
-            client_id = self._registry.clients[sent.metadata.dst_node_id]
-            reply = answers.get(sent.metadata.message_id)
-            try:
-                if reply is None:
-                    raise BadReplyError("no reply before the deadline")
-                updates.append(
-                    unpack_reply(
-                        reply,
-                        server_round=server_round,
-                        client_id=client_id,
-                        algorithm=self._algorithm,
-                        layout=self._layout,
-                    )
-                )
-            except BadReplyError as error:
-                failures.append(ReplyFailure(server_round=server_round, client_id=client_id, reason=str(error)))
-        return RoundRecord(
-            server_round=server_round,
-            global_parameters=parameters,
-            global_buffers=buffers,
-            updates=tuple(sorted(updates, key=lambda update: update.client_id)),
-            failures=tuple(sorted(failures, key=lambda failure: failure.client_id)),
+
+        def read(reply: Message, client_id: int) -> ClientUpdate:
+            return unpack_reply(
+                reply,
+                server_round=server_round,
+                client_id=client_id,
+                algorithm=self._algorithm,
+                layout=self._layout,
+            )
+
+        clients = [self._registry.clients[sent.metadata.dst_node_id] for sent in self._sent_messages]
+        return round_record(
+            server_round, parameters, buffers, zip(self._sent_messages, clients, strict=True), replies, read
         )
+
+
+def round_record(
+    server_round: int,
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    sent: Iterable[tuple[Message, int]],
+    replies: Iterable[Message],
+    read: Callable[[Message, int], ClientUpdate],
+) -> RoundRecord:
+    """Turn the raw replies of a round into what is recorded: each client asked is an update or a failure.
+
+    Args:
+        server_round: The round.
+        parameters: w_t, the trainable tensors sent out.
+        buffers: The others.
+        sent: The messages, and whom each went to.
+        replies: What came back, in any order.
+        read: Turns a client's reply into its update, or raises `BadReplyError`.
+    """
+    # An error reply does not always carry the node's own id, but it always names the message that it answers.
+    answers = {reply.metadata.reply_to_message_id: reply for reply in replies}
+    updates: list[ClientUpdate] = []
+    failures: list[ReplyFailure] = []
+    for message, client_id in sent:
+        reply = answers.get(message.metadata.message_id)
+        try:
+            if reply is None:
+                raise BadReplyError("no reply before the deadline")
+            updates.append(read(reply, client_id))
+        except BadReplyError as error:
+            failures.append(ReplyFailure(server_round=server_round, client_id=client_id, reason=str(error)))
+    return RoundRecord(
+        server_round=server_round,
+        global_parameters=parameters,
+        global_buffers=buffers,
+        updates=tuple(sorted(updates, key=lambda update: update.client_id)),
+        failures=tuple(sorted(failures, key=lambda failure: failure.client_id)),
+    )

@@ -263,6 +263,10 @@ class RecordingStore:
         """Return the failed replies of a round."""
         return self._read_entry(server_round).failures
 
+    def read_num_examples(self, server_round: int) -> dict[int, int]:
+        """Return N_c of each client that replied in a round, kept or not; none under secure aggregation."""
+        return {update.client_id: update.num_examples for update in self._read_entry(server_round).updates}
+
     def read_metrics(self, server_round: int) -> dict[int, dict[str, float]]:
         """Return the further numbers that clients sent in a round, by client."""
         return {update.client_id: update.metrics for update in self._read_entry(server_round).updates}

@@ -20,6 +20,7 @@ import importlib.metadata
 import platform
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -35,6 +36,10 @@ from fl_sim.files import check_enclosed, encode_json, overwrite_bytes, read_json
 from fl_sim.recording_store import RecordingStore
 
 FORMAT = Format("fl-sim-run", 1)
+ENCLOSED_TRUTH = "private.npz"
+"""In ``truth/``: the private images of clients that trained elsewhere, where somebody has put them there."""
+EXACT_PIXELS = "pixels"
+"""Entry of that file: the same images in float32, where they are no bytes."""
 _RECORDED_PACKAGES = ("fl-sim", "flwr", "ray", "torch", "torchvision", "numpy", "scipy", "safetensors")
 
 
@@ -101,6 +106,13 @@ class RunStore:
         """Return when and with which packages the run was made."""
         return read_json(self.folder / "run.json")
 
+    def assumed(self) -> tuple[str, ...] | None:
+        """Return what had to be assumed of a federation that trained elsewhere, or ``None`` for one of our own."""
+        found = self.origin().get("assumed")
+        if found is None:
+            return None
+        return parse_entry(tuple[str, ...], self.folder / "run.json", found)
+
     def write_status(self, status: RunStatus) -> None:
         """Say where the federation stands, on a full disk too.
 
@@ -145,7 +157,7 @@ class RunStore:
         return parse_entry(tuple[RoundEvaluation, ...], path, read_json(path).get("evaluations"))
 
 
-def create_run(experiment: Experiment, runs_dir: Path) -> RunStore:
+def create_run(experiment: Experiment, runs_dir: Path, *, assumed: Sequence[str] | None = None) -> RunStore:
     """Make a new run folder for an experiment.
 
     The truth is referenced (data set, partition, seed), never copied.
@@ -153,6 +165,8 @@ def create_run(experiment: Experiment, runs_dir: Path) -> RunStore:
     Args:
         experiment: The validated experiment.
         runs_dir: Where runs live; made if absent.
+        assumed: ``None`` for a federation of this platform. For one that trained elsewhere, what had to be assumed of
+            it; there is no reference to a truth then.
     """
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     run = RunStore(_new_folder(runs_dir, f"{re.sub('[-:Z]', '', created).replace('T', '-')}-{experiment.name}"))
@@ -168,9 +182,11 @@ def create_run(experiment: Experiment, runs_dir: Path) -> RunStore:
             "packages": installed_packages(),
             "python": platform.python_version(),
             "machine": platform.platform(),
+            **({} if assumed is None else {"assumed": list(assumed)}),
         },
     )
-    write_json(run.folder / "truth" / "truth.json", {"seed": experiment.seed, "data": plain["data"]})
+    if assumed is None:
+        write_json(run.folder / "truth" / "truth.json", {"seed": experiment.seed, "data": plain["data"]})
     run.write_status(RunStatus(state=RunState.RUNNING))
     return run
 

@@ -73,11 +73,16 @@ def _summary(run: RunStore, experiment: Experiment) -> tuple[tuple[str, str], ..
     local = f"E = {training.epochs}, m = {training.batch_size or 'all'}, eta = {training.learning_rate}"
     momentum = f", momentum {training.momentum}" if training.momentum else ""
     drawn = federation.clients_per_round or data.num_clients
-    return (
+    whose: tuple[tuple[str, str], ...] = (
         ("data set", f"{data.dataset}{_options(data.options)}"),
         ("partition", f"{data.partition}{_options(data.partition_options)}"),
         ("clients", f"{data.num_clients}, {drawn} each round"),
         ("images of a client", f"{data.examples_per_client} at most" if data.examples_per_client else "its share"),
+    )
+    if run.assumed() is not None:
+        whose = (("data set", "elsewhere: recorded in another federation"), ("clients", str(manifest.num_clients)))
+    return (
+        *whose,
         ("model", f"{experiment.model.name}{_options(experiment.model.options)}"),
         ("parameters", f"{_num_parameters(run):,}".replace(",", " ")),
         ("algorithm", federation.algorithm),
@@ -119,7 +124,8 @@ def _num_parameters(run: RunStore) -> int:
 def _commands(run: RunStore, experiment: Experiment) -> tuple[str, ...]:
     folder = shlex.quote(str(run.folder))
     again = f"fl-sim run {shlex.quote(str(run.folder / 'experiment.toml'))}"
-    return (again, f"fl-sim attack {folder} --attack {experiment.attack.name}", f"fl-sim scores {folder} --format csv")
+    first = () if run.assumed() is not None else (again,)  # nobody can run another federation again
+    return (*first, f"fl-sim attack {folder} --attack {experiment.attack.name}", f"fl-sim scores {folder} --format csv")
 
 
 def _defense(defense: DefenseConfig) -> str:

@@ -35,6 +35,7 @@ def analyse(
     """
     failures = () if attack is None else show_campaign(plan_campaign(run, attack), attack, quiet=quiet)
     truth, notices = find_truth(run)
+    notices = (*(f"assumed: {sentence}" for sentence in run.assumed() or ()), *notices)
     if truth is not None:
         scoring = run.experiment().scoring
         metrics = load_image_metrics(scoring)

@@ -14,7 +14,7 @@ from attacker.diagnosis.consistency import Check, Sight, Status, check_consisten
 from attacker.diagnosis.hypotheses import HYPOTHESES
 from attacker.diagnosis.hypotheses.steps import most_epochs
 from attacker.diagnosis.rendering import NOT_FINITE, NOTE, WITHOUT_TRUTH, attempt_sentence, json_text, number, sentences
-from attacker.diagnosis.replay import DeclaredTraining
+from attacker.diagnosis.replay import DeclaredTraining, random_visits
 from attacker.diagnosis.verdict import Diagnosis, Outcome, declared_training, diagnose
 from attacker.results import Result, read_results
 from attacker.threat_models import HONEST_BUT_CURIOUS
@@ -27,6 +27,7 @@ from fl_sim.files import write_bytes
 from fl_sim.recording_store import Manifest
 from fl_sim.records import ClientUpdate, DeclaredDefense, RoundRecord
 from fl_sim.run_store import RunStore
+from fl_sim.seeds import generator
 
 _COMPARED_CLIENTS = 32
 """Replies of a round whose norms are compared; more would only take longer to read."""
@@ -114,7 +115,12 @@ def _checks(store: RunStore, record: RoundRecord, update: ClientUpdate) -> tuple
 def _training(truth: Truth, manifest: Manifest, record: RoundRecord, update: ClientUpdate) -> DeclaredTraining:
     private = truth.private_batch(update.client_id)
     recipe = manifest.local_training
-    visits = truth.visits(update.client_id, record.server_round, recipe, epochs=most_epochs(recipe.epochs))
+    knows_order = truth.knows_order(update.client_id, recipe)
+    num_epochs = most_epochs(recipe.epochs)
+    if knows_order:
+        visits = (truth.visits(update.client_id, record.server_round, recipe, epochs=num_epochs),)
+    else:
+        visits = random_visits(len(private.labels), num_epochs, generator(0, "diagnosis", update.client_id))
     return declared_training(
         model=build_model(manifest),
         dataset=manifest.dataset,
@@ -122,8 +128,8 @@ def _training(truth: Truth, manifest: Manifest, record: RoundRecord, update: Cli
         recipe=recipe,
         images=private.images,
         labels=private.labels,
-        visits=(visits,),
-        knows_order=True,
+        visits=visits,
+        knows_order=knows_order,
     )
 
 

@@ -86,8 +86,8 @@ def _found(store: RunStore, attack: AttackConfig, setting: AttackSetting, truth:
     )
     if not leaks:
         raise ConfigError(
-            f"{store.folder}: no attack on a single client's update was scored; secure aggregation and clients' own "
-            "machines hide what this command compares"
+            f"{store.folder}: no attack on a single client's update was scored beside a guess; secure aggregation and "
+            "clients' own machines hide what this command compares, and one client's images alone leave no guess"
         )
     threshold = store.experiment().scoring.recovered_threshold_db
 

@@ -27,6 +27,8 @@ COMMANDS = {
     "defend": "defend:defend",
     "reproduce": "reproduce:reproduce",
     "runs": "runs:runs",
+    "import": "import_updates:import_updates",
+    "truth": "import_updates:truth_of_run",
     "list": "listing:list_parts",
 }
 """Each command by its module in this package and its function; imported when it is called, since all of them together

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Generator, Iterable
 
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
@@ -22,20 +23,24 @@ _SERVER_NODE_ID = 1
 _FIRST_CLIENT_NODE_ID = 1000
 
 
-def run_in_process(server_app: ServerApp, client_app: ClientApp, num_clients: int) -> None:
+def run_in_process(
+    server_app: ServerApp, client_app: ClientApp, num_clients: int, *, run_config: UserConfig | None = None
+) -> None:
     """Run a federation to its end.
 
     Args:
         server_app: Called once.
         client_app: Called once for each message.
         num_clients: Number of clients.
+        run_config: What an app that is not ours reads from its pyproject.toml.
 
     Raises:
         Exception: Whatever the ServerApp raised. Failures of clients are error replies and do not end the run.
     """
     with task_identity():
-        grid = InProcessGrid(client_app, num_clients)
-        context = Context(run_id=1, node_id=_SERVER_NODE_ID, node_config={}, state=RecordDict(), run_config={})
+        grid = InProcessGrid(client_app, num_clients, run_config=run_config)
+        config = dict(run_config or {})
+        context = Context(run_id=1, node_id=_SERVER_NODE_ID, node_config={}, state=RecordDict(), run_config=config)
         server_app(grid, context)
 
 
@@ -45,7 +50,7 @@ class InProcessGrid(Grid):
     Messages are copied both ways, as on a network: Flower sends one shared record to all clients, and mods change it.
     """
 
-    def __init__(self, client_app: ClientApp, num_clients: int) -> None:
+    def __init__(self, client_app: ClientApp, num_clients: int, *, run_config: UserConfig | None = None) -> None:
         """Make one node for each client; node ids are unlike client ids on purpose."""
         self._client_app = client_app
         self._run = Run.create_empty(run_id=1)
@@ -55,7 +60,7 @@ class InProcessGrid(Grid):
                 node_id=_FIRST_CLIENT_NODE_ID + client_id,
                 node_config={PARTITION_ID: client_id, "num-partitions": num_clients},
                 state=RecordDict(),
-                run_config={},
+                run_config=dict(run_config or {}),
             )
             for client_id in range(num_clients)
         }
