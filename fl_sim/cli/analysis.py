@@ -18,18 +18,23 @@ from fl_sim.files import write_bytes
 from fl_sim.run_store import RunStore
 
 
-def analyse(run: RunStore, attack: AttackConfig | None, *, quiet: bool) -> tuple[TaskFailure, ...]:
+def analyse(
+    run: RunStore, attack: AttackConfig | None, *, quiet: bool, snapshots: bool = False
+) -> tuple[TaskFailure, ...]:
     """Attack the recording, score what came out, and write the page.
 
     Args:
         run: A run whose federation has ended.
         attack: The attack, or ``None`` to write the page with what is there.
         quiet: Show nothing.
+        snapshots: Write images down while they form.
 
     Returns:
         The attacks that failed.
     """
-    failures = () if attack is None else show_campaign(plan_campaign(run, attack), attack, quiet=quiet)
+    failures: tuple[TaskFailure, ...] = ()
+    if attack is not None:
+        failures = show_campaign(plan_campaign(run, attack, snapshots=snapshots), attack, quiet=quiet)
     truth, notices = find_truth(run)
     if truth is not None:
         scoring = run.experiment().scoring

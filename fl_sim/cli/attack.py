@@ -36,6 +36,9 @@ def attack(
     workers: WorkersOption = None,
     gpu_share: Annotated[float | None, typer.Option(help="Of a GPU, for each attack, for instance 0.25.")] = None,
     assignments: SetOption = None,
+    snapshots: Annotated[
+        bool, typer.Option("--snapshots", help="Write the images down while they form, for `fl-sim dashboard`.")
+    ] = False,
     runs_dir: RunsDirOption = DEFAULT_RUNS_DIR,
     quiet: QuietOption = False,
 ) -> None:
@@ -62,7 +65,8 @@ def attack(
         "gpu_share": gpu_share,
     }
     changes = {key: value for key, value in chosen.items() if value is not None}
-    failures = analyse(store, parse_dataclass(AttackConfig, {**asdict(planned), **changes}), quiet=quiet)
+    config = parse_dataclass(AttackConfig, {**asdict(planned), **changes})
+    failures = analyse(store, config, quiet=quiet, snapshots=snapshots)
     output.print(str(store.folder), highlight=False, soft_wrap=True)
     if failures:
         raise typer.Exit(1)
