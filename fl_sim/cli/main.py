@@ -12,7 +12,20 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from fl_sim.cli import attack, defend, diagnose, exposure, labels, listing, report, reproduce, run, runs, scores
+from fl_sim.cli import (
+    attack,
+    dashboard,
+    defend,
+    diagnose,
+    exposure,
+    labels,
+    listing,
+    report,
+    reproduce,
+    run,
+    runs,
+    scores,
+)
 from fl_sim.cli.terminal import errors
 from fl_sim.errors import ConfigError, FlSimError
 
@@ -49,4 +62,5 @@ app.command("diagnose")(diagnose.diagnose_update)
 app.command("defend")(defend.defend)
 app.command("reproduce")(reproduce.reproduce)
 app.command("runs")(runs.runs)
+app.command("dashboard")(dashboard.dashboard)
 app.command("list")(listing.list_parts)
