@@ -188,11 +188,8 @@ def _add_attacks(app: FastAPI, index: RunIndex, jobs: AttackJobs) -> None:
         if not isinstance(body, dict) or len(json.dumps(body)) > _MOST_BYTES_OF_REQUEST:
             raise ConfigError("expected a small JSON object with the attack, its rounds, clients and options")
         request = read_request(body)
-        if (
-            not sees_truth
-            and request.threat_model in list(THREAT_MODELS)
-            and uses_truth(THREAT_MODELS[request.threat_model])
-        ):
+        hidden = {name for name, model in THREAT_MODELS.items() if not sees_truth and uses_truth(model)}
+        if request.threat_model in hidden:
             raise HiddenError(f"the attacker's view grants no piece of the truth, as {request.threat_model!r} does")
         return Response(json_bytes(jobs.start(index.find(run_id), request)), 201, media_type="application/json")
 

@@ -66,5 +66,5 @@ def _option(field: Field[Any]) -> OptionView | None:
     default = field.default
     if default is MISSING or not isinstance(default, int | float | bool | str | None):
         return None
-    kinds = {bool: "switch", int: "integer", float: "number"}
+    kinds: dict[type, str] = {bool: "switch", int: "integer", float: "number"}
     return OptionView(name=field.name, kind=kinds.get(type(default), "text"), default=default)

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from attacker.attack_store import ResultKey
 from attacker.campaign_journal import CampaignEntry
@@ -136,7 +137,7 @@ def _federation_left(reader: RunReader, rounds: Sequence[int], num_rounds: int |
     times = [entry[0] / 1e9 for entry in found if entry is not None]
     if num_rounds is None or len(times) < 2:
         return None
-    pace = statistics.fmean(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+    pace = statistics.fmean(later - earlier for earlier, later in pairwise(times))
     return max(0.0, pace * (num_rounds - len(rounds)) - (time.time() - times[-1]))
 
 

@@ -199,7 +199,7 @@ class RunReader:
         return _TEXTS.get("journal", journal_path(setting.store.folder), lambda: read_journal(setting.store.folder))
 
     def truth_key(self) -> str:
-        """Return a text that is the same for runs in which every client holds the same images; empty where nobody knows.
+        """Return what is the same for runs in which all clients hold the same images; empty where nobody knows.
 
         Raises:
             HiddenError: In the attacker's view.
