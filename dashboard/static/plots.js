@@ -15,7 +15,7 @@ export function lines({ title, x, y, series, height = 230, log = false, marks = 
   const body = [axes(scale, { x, y, height, integers })];
   for (const mark of marks) {
     const at = scale.x(mark.x);
-    body.push(s("line", { class: "mark", x1: at, x2: at, y1: PAD.top, y2: height - PAD.bottom }), s("text", { class: "tick", x: at + 4, y: PAD.top + 10 }, mark.text));
+    body.push(s("line", { class: "mark", x1: at, x2: at, y1: PAD.top, y2: height - PAD.bottom }), s("text", at > WIDTH * 0.6 ? { class: "tick", x: at - 5, y: PAD.top + 10, "text-anchor": "end" } : { class: "tick", x: at + 5, y: PAD.top + 10 }, mark.text));
   }
   for (const one of shown) {
     const path = one.points.map(([a, b], index) => `${index ? "L" : "M"}${scale.x(a).toFixed(1)} ${scale.y(b).toFixed(1)}`).join("");
