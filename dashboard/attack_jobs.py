@@ -49,7 +49,7 @@ class AttackRequest:
         options: Hyper-parameters that differ from what the experiment says, or from the attack's defaults.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     attack: str
     rounds: tuple[int, ...]

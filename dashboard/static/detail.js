@@ -65,7 +65,7 @@ function spectrumPanel(runId, card) {
   get(runApi(runId, "spectrum", String(card.server_round), String(card.clients[0]))).then(
     (view) => {
       const range = view.low === view.high ? "" : ` (${view.low} to ${view.high})`;
-      const found = view.num_examples === null ? `N_c cannot be read from it: ${view.reason}.` : `N_c = ${view.num_examples}${range}, read from: ${view.method}; the client says ${view.stated}.`;
+      const found = view.num_examples === null ? `N_c cannot be read from it: ${view.reason}. The client says ${view.stated}.` : `N_c = ${view.num_examples}${range}, read from: ${view.method}; the client says ${view.stated}.`;
       if (!view.values.length) place.replaceChildren(h("h3", {}, "What the update tells of N_c"), h("p", {}, capital(found)));
       else place.replaceWith(spectrum({ title: "What the update tells of N_c", values: view.values, rounding: view.rounding, count: view.directions, note: found }));
     },

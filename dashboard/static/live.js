@@ -1,5 +1,6 @@
 // What is under way: a federation's rounds and replies, attacks with their images as they form.
 
+import { here } from "./address.js";
 import { get, post, runApi, sheetPath } from "./api.js";
 import { bar, h } from "./dom.js";
 import { lines } from "./plots.js";
@@ -57,9 +58,16 @@ function cancelButton(job) {
   } }, "Cancel");
 }
 
+// What shows an attack's images stays the same while it runs, so that nothing flickers between two looks.
+const shown = new Map();
+
 function forming(runId, campaign, now) {
-  const images = h("canvas", { class: "picture forming-sheet", role: "img", "aria-label": "images as they form" });
-  const curve = h("div", { class: "curve" });
+  const name = `${here().attacker}|${runId}|${campaign.label}|${now.key}`;
+  if (!shown.has(name)) {
+    if (shown.size > 50) shown.clear();
+    shown.set(name, [h("canvas", { class: "picture forming-sheet", role: "img", "aria-label": "images as they form" }), h("div", { class: "curve" })]);
+  }
+  const [images, curve] = shown.get(name);
   if (now.has_snapshot) drawForming(runId, campaign, now, images, curve);
   return h("section", { class: "running-attack" },
     h("p", {}, `Round ${now.server_round}, ${whose(now.clients)}`, h("span", { class: "muted" }, ` · step ${now.step} of ${now.num_steps} · matching loss ${quantity(now.matching_loss)}`)),
@@ -70,6 +78,7 @@ function forming(runId, campaign, now) {
 async function drawForming(runId, campaign, now, canvas, curve) {
   try {
     const view = await get(runApi(runId, "snapshots", campaign.label, now.key));
+    if (canvas.dataset.step === String(view.step)) return;
     const path = sheetPath(runId, "snapshots", campaign.label, now.key);
     const sheet = await loadSheet(path, view.step);
     canvas.width = sheet.naturalWidth;

@@ -13,7 +13,9 @@ export function loadSheet(path, version = "") {
   if (!sheets.has(address)) {
     const image = new Image();
     image.src = address;
-    sheets.set(address, image.decode().then(() => image));
+    const loaded = image.decode().then(() => image);
+    loaded.catch(() => sheets.delete(address)); // asked for again next time
+    sheets.set(address, loaded);
     if (sheets.size > MOST_SHEETS) sheets.delete(sheets.keys().next().value);
   }
   return sheets.get(address);
