@@ -17,6 +17,7 @@ from fl_sim.run_store import RunState
 
 _MOST_WARNINGS = 5
 _ROUNDS_OF_PACE = 10
+_LEAST_SHARE = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +198,6 @@ def _campaign_left(entry: CampaignEntry) -> float | None:
     under_way = sum(one.step / max(1, one.num_steps) for one in entry.running)
     share = (entry.finished + len(entry.failed) + under_way) / max(1, total)
     elapsed = entry.updated - entry.started
-    if share <= 0.0 or elapsed < 1.0:
-        return None
+    if share < _LEAST_SHARE or elapsed < 1.0:
+        return None  # workers take their time to start, which says nothing of the rest
     return max(0.0, elapsed * (1.0 - share) / share - (time.time() - entry.updated))

@@ -65,7 +65,7 @@ function forming(runId, campaign, now) {
   const name = `${here().attacker}|${runId}|${campaign.label}|${now.key}`;
   if (!shown.has(name)) {
     if (shown.size > 50) shown.clear();
-    shown.set(name, [h("canvas", { class: "picture forming-sheet", role: "img", "aria-label": "images as they form" }), h("div", { class: "curve" })]);
+    shown.set(name, [h("div", { class: "forming-images", role: "img", "aria-label": "images as they form" }), h("div", { class: "curve" })]);
   }
   const [images, curve] = shown.get(name);
   if (now.has_snapshot) drawForming(runId, campaign, now, images, curve);
@@ -75,18 +75,21 @@ function forming(runId, campaign, now) {
     curve);
 }
 
-async function drawForming(runId, campaign, now, canvas, curve) {
+async function drawForming(runId, campaign, now, images, curve) {
   try {
     const view = await get(runApi(runId, "snapshots", campaign.label, now.key));
-    if (canvas.dataset.step === String(view.step)) return;
+    if (images.dataset.step === String(view.step)) return;
     const path = sheetPath(runId, "snapshots", campaign.label, now.key);
     const sheet = await loadSheet(path, view.step);
-    canvas.width = sheet.naturalWidth;
-    canvas.height = sheet.naturalHeight;
-    const [width] = shownSize(view.sheet, 56);
-    canvas.style.setProperty("width", `${(width / view.sheet.width) * sheet.naturalWidth}px`);
-    canvas.getContext("2d").drawImage(sheet, 0, 0);
-    canvas.dataset.step = view.step;
+    const { cut, side } = { cut: view.sheet, side: shownSize(view.sheet, 56) };
+    while (images.children.length < cut.num_images) {
+      images.append(h("canvas", { class: "picture", width: cut.width, height: cut.height, style: { width: `${side[0]}px`, height: `${side[1]}px` } }));
+    }
+    [...images.children].forEach((canvas, index) => {
+      const [left, top] = [(index % cut.columns) * cut.width, Math.floor(index / cut.columns) * cut.height];
+      canvas.getContext("2d").drawImage(sheet, left, top, cut.width, cut.height, 0, 0, cut.width, cut.height);
+    });
+    images.dataset.step = view.step;
     curve.replaceChildren(lines({ title: "", x: "step", y: "matching loss", log: true, height: 130, series: [{ name: "matching loss", points: view.curve.map((one) => [one.step, one.loss]), kind: 1, dots: false }] }));
   } catch {
     // It has ended in between: the next look shows the result.

@@ -3,7 +3,7 @@
 import { h, s } from "./dom.js";
 import { quantity } from "./words.js";
 
-const WIDTH = 420;
+const WIDTH = 460;
 const PAD = { left: 48, right: 14, top: 12, bottom: 40 };
 
 // series: [{ name, points: [[x, y], …], kind: 1..6 | "muted", dashed, dots }]; marks: [{ x, text }]; onpick(x).
@@ -40,7 +40,7 @@ export function lines({ title, x, y, series, height = 230, log = false, marks = 
 
 // points: [{ x, y, xError, yError, label, family, href, ring }].
 export function scatter({ title, x, y, points, height = 330, families, guide = null }) {
-  const all = points.flatMap((one) => [[one.x, one.y], [one.x, one.guess ?? one.y]]);
+  const all = points.flatMap((one) => [[one.x - (one.xError ?? 0), one.y - (one.yError ?? 0)], [one.x + (one.xError ?? 0), one.y + (one.yError ?? 0)], [one.x, one.guess ?? one.y]]);
   const scale = scales(all, { height, pad: 0.12 });
   const body = [axes(scale, { x, y, height, integers: false, percent: true })];
   if (guide !== null) body.push(s("line", { class: "mark", x1: PAD.left, x2: WIDTH - PAD.right, y1: scale.y(guide), y2: scale.y(guide) }), s("text", { class: "tick", x: WIDTH - PAD.right, y: scale.y(guide) - 5, "text-anchor": "end" }, "best guess without the update"));

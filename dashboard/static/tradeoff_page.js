@@ -24,7 +24,7 @@ export function tradeoffPage(root) {
 }
 
 function draw(view) {
-  const chooser = view.groups.length > 1 ? h("label", { class: "field" }, "runs of", h("select", { onchange: (event) => go(changed({ group: event.target.value })) }, view.groups.map((name) => h("option", { value: name, selected: name === view.group }, name ? `study ${name}` : "no study")))) : null;
+  const chooser = view.groups.length > 1 ? h("label", { class: "field chooser" }, "runs of", h("select", { onchange: (event) => go(changed({ group: event.target.value })) }, view.groups.map((name) => h("option", { value: name, selected: name === view.group }, name ? `study ${name}` : "no study")))) : null;
   if (here().attacker) return [chooser, empty("The attacker does not know what leaked.", "Leakage is measured against the private images; switch the attacker’s view off to see it.")];
   if (!view.points.length) return [chooser, empty("No run here has both an accuracy and a scored attack.", "fl-sim defend experiments/defend.toml compares defenses; fl-sim run and fl-sim attack make single runs.")];
   const families = [...new Set(view.points.map((one) => one.family))];
