@@ -30,6 +30,7 @@ COPY attacker attacker
 COPY reproduction reproduction
 COPY tradeoff tradeoff
 COPY audit audit
+COPY dashboard dashboard
 RUN python -m pip install --no-cache-dir --constraint constraints.txt uv \
     && uv pip install --system --no-cache --torch-backend "${TORCH_BACKEND}" --constraint constraints.txt .
 

@@ -5,7 +5,7 @@ An attack is a frozen dataclass that holds its hyper-parameters and is called wi
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -38,11 +38,20 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """One step of a running attack, for progress bars and live pictures."""
+    """One step of a running attack, for progress bars and live pictures.
+
+    Attributes:
+        step: Counted from 1.
+        num_steps: Of the attack.
+        matching_loss: Before the step.
+        images: Returns the images as they stand, (N, C, H, W), pixels that are not clipped; to be called inside of
+            ``on_step`` only, since the optimiser goes on in the same memory. ``None`` where an attack has none to show.
+    """
 
     step: int
     num_steps: int
     matching_loss: float
+    images: Callable[[], Tensor] | None = field(default=None, repr=False, compare=False)
 
 
 OnStep = Callable[[Progress], None]

@@ -99,6 +99,16 @@ class ResultKey:
         return cls(server_round=int(server_round), client_id=client_id, seed=int(seed), others=tuple(others))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """A `Reconstruction` without its tensors; the matching loss is NaN where it was not finite."""
+
+    outcome: Outcome
+    matching_loss: float
+    seconds: float
+    remarks: tuple[str, ...]
+
+
 class AttackStore:
     """The results of one attack setting.
 
@@ -158,25 +168,43 @@ class AttackStore:
         try:
             tensors = read_tensors(folder / "reconstruction.safetensors", sha256=str(fields["sha256"]))
             _check_tensors(tensors)
-            matching_loss = fields["matching_loss"]
+            ending = _ending(fields)
             return Reconstruction(
                 images=tensors["images"],
                 labels=tensors["labels"],
                 losses=tensors["losses"],
-                matching_loss=float("nan") if matching_loss is None else float(matching_loss),
-                outcome=Outcome[fields["outcome"]],
-                seconds=float(fields["seconds"]),
-                remarks=tuple(str(remark) for remark in fields.get("remarks", ())),
+                matching_loss=ending.matching_loss,
+                outcome=ending.outcome,
+                seconds=ending.seconds,
+                remarks=ending.remarks,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RecordingError(
                 f"{folder}: {brief(repr(error))}; the result is damaged or of another version"
             ) from error
 
+    def read_ending(self, key: ResultKey) -> Ending:
+        """Return how an attack ended; its images are not read."""
+        path = self.folder / key.folder_name / "outcome.json"
+        try:
+            return _ending(read_json(path))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecordingError(f"{path}: {brief(repr(error))}; it is damaged or of another version") from error
+
     def finished(self) -> tuple[ResultKey, ...]:
         """Return the results that ended, by round, client and seed."""
         found = (ResultKey.parse(path.parent.name) for path in self.folder.glob("*/outcome.json"))
         return tuple(sorted(key for key in found if key is not None))
+
+
+def _ending(fields: Mapping[str, Any]) -> Ending:
+    matching_loss = fields["matching_loss"]
+    return Ending(
+        outcome=Outcome[fields["outcome"]],
+        matching_loss=float("nan") if matching_loss is None else float(matching_loss),
+        seconds=float(fields["seconds"]),
+        remarks=tuple(str(remark) for remark in fields.get("remarks", ())),
+    )
 
 
 def _check_tensors(tensors: Mapping[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ This process never imports the truth: what a threat model grants of it arrives i
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,6 +20,7 @@ from attacker.batch_norm import LayerStatistics, Statistics
 from attacker.observation import Observation, ThreatModel
 from attacker.placement import on_device
 from attacker.recipes import ATTACKS
+from attacker.snapshots import SnapshotWriter, remove_snapshot
 from attacker.threat_models import THREAT_MODELS
 from fl_sim.errors import FlSimError, RecordingError, brief
 from fl_sim.models import MODELS
@@ -47,6 +48,7 @@ class AttackTask:
         batch_label_counts: True counts of every local step, shape (U, K), where the threat model grants them.
         batch_statistics: Layer, means and variances of the private batch, where the threat model grants them.
         earlier_rounds: Rounds whose replies of the same client are averaged with that of the key's.
+        snapshots: Whether the images are written down every other second while they form.
     """
 
     recording: Path
@@ -57,6 +59,7 @@ class AttackTask:
     batch_label_counts: tuple[tuple[int, ...], ...] | None = None
     batch_statistics: tuple[GrantedLayer, ...] | None = None
     earlier_rounds: tuple[int, ...] = ()
+    snapshots: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,8 +195,11 @@ def run_task(task: AttackTask, on_step: OnStep) -> None:
         NotGrantedError: If the threat model withholds what the attack needs.
         RecordingError: If the update is not stored or damaged.
     """
-    reconstruction = attack_observation(task.setting, task.key, observe(task), on_step)
+    folder = task.results / task.key.folder_name
+    watched = SnapshotWriter(folder, on_step) if task.snapshots else on_step
+    reconstruction = attack_observation(task.setting, task.key, observe(task), watched)
     AttackStore(task.results).write_result(task.key, reconstruction)
+    remove_snapshot(folder)
 
 
 def attack_observation(
@@ -231,4 +237,5 @@ class StepReporter:
         is_last = progress.step >= progress.num_steps
         if is_last or now - self._last > _SECONDS_BETWEEN_REPORTS:
             self._last = now
-            self._send(TaskProgress(key=self._key, progress=progress))
+            # Images stay in this process.
+            self._send(TaskProgress(key=self._key, progress=replace(progress, images=None)))

@@ -15,6 +15,7 @@ import torch
 
 from attacker.attack_store import AttackSetting, AttackStore, ResultKey
 from attacker.attack_worker import AttackTask, GrantedLayer, build_model, make_attack
+from attacker.campaign_journal import journal
 from attacker.campaign_observer import CampaignObserver, TaskFailure
 from attacker.observation import ThreatModel
 from attacker.process_workers import run_in_processes
@@ -55,18 +56,21 @@ def resolve_setting(config: AttackConfig) -> AttackSetting:
     return replace(setting, options=options, cohort=config.cohort, mean_of_rounds=config.mean_of_rounds)
 
 
-def plan_campaign(run: RunStore, config: AttackConfig) -> Plan:
+def plan_campaign(run: RunStore, config: AttackConfig, *, snapshots: bool = False) -> Plan:
     """Decide which updates are attacked.
 
     Args:
         run: The run.
         config: The attack, the rounds, the clients and the seeds.
+        snapshots: Whether images are written down while they form, see `attacker.snapshots`.
 
     Raises:
         ConfigError: If the setting is wrong or nothing of the recording is selected.
         MissingDataError: If the threat model grants a piece of the truth and the truth is gone.
         RecordingError: If the recording cannot be read.
     """
+    if snapshots and config.workers == "ray":
+        raise ConfigError("snapshots are written by processes of this machine: leave out --workers ray, or --snapshots")
     setting = resolve_setting(config)
     store = AttackStore(run.attacks / setting.label)
     keys = [
@@ -93,6 +97,7 @@ def plan_campaign(run: RunStore, config: AttackConfig) -> Plan:
                 setting=setting,
                 key=key,
                 earlier_rounds=_earlier_rounds(run, key.server_round, key.client_id, config),
+                snapshots=snapshots,
             )
         )
         for key in keys
@@ -122,11 +127,12 @@ def run_campaign(
     """
     if not plan.tasks:
         return ()
-    observer = observer or CampaignObserver()
-    AttackStore(plan.tasks[0].results).write_setting(plan.setting)
-    if workers == "ray":
-        return run_on_ray(plan.tasks, gpu_share=gpu_share, observer=observer)
-    return run_in_processes(plan.tasks, workers=workers or _default_workers(gpu_share), observer=observer)
+    results = plan.tasks[0].results
+    AttackStore(results).write_setting(plan.setting)
+    with journal(results, [task.key for task in plan.tasks], observer or CampaignObserver()) as told:
+        if workers == "ray":
+            return run_on_ray(plan.tasks, gpu_share=gpu_share, observer=told)
+        return run_in_processes(plan.tasks, workers=workers or _default_workers(gpu_share), observer=told)
 
 
 def _grants(run: RunStore, threat_model: ThreatModel) -> Callable[[AttackTask], AttackTask]:

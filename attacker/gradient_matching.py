@@ -9,6 +9,7 @@ without priors is `attacker.lbfgs`.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
 import torch
@@ -102,7 +103,9 @@ class Optimum:
     outcome: Outcome
 
 
-def minimise(objective: Minimised, start: Tensor, search: Search, *, on_step: OnStep) -> Optimum:
+def minimise(
+    objective: Minimised, start: Tensor, search: Search, *, on_step: OnStep, to_pixels: Term | None = None
+) -> Optimum:
     """Run the search.
 
     The host waits for the device once in each step, for the number that ``on_step`` reports.
@@ -112,6 +115,7 @@ def minimise(objective: Minimised, start: Tensor, search: Search, *, on_step: On
         start: z of the first step, on the device and in the type of the computation.
         search: How.
         on_step: Told about each step; may end the search by `StopAttackError`.
+        to_pixels: What the variables look like, for those who watch; called by them alone.
 
     References:
         Zhu et al., Deep Leakage from Gradients, NeurIPS 2019, Algorithm 1.
@@ -139,8 +143,9 @@ def minimise(objective: Minimised, start: Tensor, search: Search, *, on_step: On
         if search.box is not None:
             with torch.no_grad():
                 variables.clamp_(*search.box)
+        images = None if to_pixels is None else partial(to_pixels, variables.detach())
         try:
-            on_step(Progress(step=step + 1, num_steps=search.steps, matching_loss=losses[-1]))
+            on_step(Progress(step=step + 1, num_steps=search.steps, matching_loss=losses[-1], images=images))
         except StopAttackError:
             outcome = Outcome.STOPPED
             break

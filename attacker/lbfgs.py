@@ -7,6 +7,7 @@ A step is a call of `torch.optim.LBFGS`, several iterations long, as the papers 
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,7 +37,9 @@ class LbfgsSearch:
     learning_rate: float = 1.0
 
 
-def minimise_lbfgs(matching: Term, start: Tensor, search: LbfgsSearch, *, on_step: OnStep) -> Optimum:
+def minimise_lbfgs(
+    matching: Term, start: Tensor, search: LbfgsSearch, *, on_step: OnStep, to_pixels: Term | None = None
+) -> Optimum:
     """Run the search; the best point that was looked at is returned.
 
     Args:
@@ -44,6 +47,7 @@ def minimise_lbfgs(matching: Term, start: Tensor, search: LbfgsSearch, *, on_ste
         start: z of the first step, on the device and in the type of the computation.
         search: How.
         on_step: Told about each step.
+        to_pixels: What the variables look like, for those who watch; called by them alone.
 
     Returns:
         The optimum. Its outcome is STALLED once a step leaves z where it was, for so would all others: at a minimum as
@@ -82,8 +86,9 @@ def minimise_lbfgs(matching: Term, start: Tensor, search: LbfgsSearch, *, on_ste
         if not (math.isfinite(losses[-1]) and bool(variables.isfinite().all())):
             outcome = Outcome.NON_FINITE
             break
+        images = None if to_pixels is None else partial(to_pixels, variables.detach())
         try:
-            on_step(Progress(step=step + 1, num_steps=search.steps, matching_loss=losses[-1]))
+            on_step(Progress(step=step + 1, num_steps=search.steps, matching_loss=losses[-1], images=images))
         except StopAttackError:
             outcome = Outcome.STOPPED
             break

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attacker.attack import Reconstruction
-from attacker.attack_store import AttackSetting, AttackStore, ResultKey, list_attack_stores
+from attacker.attack_store import AttackSetting, Ending, ResultKey, list_attack_stores
 from attacker.baselines import trivial_baselines
 from attacker.metrics.features import FeatureExtractor
 from attacker.metrics.iip import POOL_SIZE, ImagePool, make_pool
@@ -67,7 +67,7 @@ def score_results(
     run_pool: ImagePool | None = None
     for store in list_attack_stores(run.attacks):
         for key in store.finished():
-            path = _score_path(run, store, key)
+            path = score_path(run, store.folder.name, key)
             if path.exists():
                 continue
             reconstruction = store.read_result(key)
@@ -88,17 +88,55 @@ def read_results(run: RunStore) -> tuple[Result, ...]:
     for store in list_attack_stores(run.attacks):
         setting = store.read_setting()
         for key in store.finished():
-            path = _score_path(run, store, key)
             results.append(
                 Result(
                     key=key,
                     setting=setting,
                     threat_model=THREAT_MODELS[setting.threat_model],
                     reconstruction=store.read_result(key),
-                    score=score_from_json(read_json(path)) if path.exists() else None,
+                    score=read_score(run, store.folder.name, key),
                 )
             )
     return tuple(results)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultSummary:
+    """A `Result` without its tensors, which are most of the work of reading it.
+
+    Attributes:
+        key: Round, client and seed.
+        setting: The attack.
+        threat_model: What was granted.
+        ending: How the attack ended.
+        score: The comparison with the truth, or ``None`` where there was none at hand.
+    """
+
+    key: ResultKey
+    setting: AttackSetting
+    threat_model: ThreatModel
+    ending: Ending
+    score: Score | None
+
+
+def read_score(run: RunStore, setting: str, key: ResultKey) -> Score | None:
+    """Return the score of one result, or ``None`` where it has none.
+
+    Args:
+        run: The run.
+        setting: Label of the attack setting.
+        key: The result.
+
+    Raises:
+        RecordingError: If the score is damaged.
+    """
+    path = score_path(run, setting, key)
+    return score_from_json(read_json(path)) if path.exists() else None
+
+
+def score_path(run: RunStore, setting: str, key: ResultKey) -> Path:
+    """Return where the score of a result stands, if it has one."""
+    return run.scores / setting / f"{key.folder_name}.json"
 
 
 def result_row(result: Result) -> dict[str, Any]:
@@ -193,7 +231,3 @@ def _score(
         baselines=baselines,
         private_pool=private_pool,
     )
-
-
-def _score_path(run: RunStore, store: AttackStore, key: ResultKey) -> Path:
-    return run.scores / store.folder.name / f"{key.folder_name}.json"

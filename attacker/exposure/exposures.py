@@ -8,13 +8,30 @@ Clients whose images look like everybody else's score high without leaking anyth
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Protocol
 
+from attacker.attack_store import ResultKey
 from attacker.estimate import Estimate, estimate
 from attacker.exposure.rank_correlation import RankCorrelation, rank_correlation
 from attacker.exposure.traits import DataTraits
-from attacker.results import Result, score_values
+from attacker.results import score_values
+from attacker.scoring import Score
 
 MEASURES = ("psnr_db", "mean_image_psnr_db", "exposure_db", "recovered_share", "ssim", "wrong_label_share")
+
+
+class Scored(Protocol):
+    """What is summed up: `attacker.results.Result`, or the same without its images."""
+
+    @property
+    def key(self) -> ResultKey:
+        """Round, client and seed."""
+        ...
+
+    @property
+    def score(self) -> Score | None:
+        """The comparison with the truth, where there is one."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +101,7 @@ class Exposure:
     between_rounds: RankCorrelation | None
 
 
-def leaks_of(results: Sequence[Result]) -> tuple[Leak, ...]:
+def leaks_of(results: Sequence[Scored]) -> tuple[Leak, ...]:
     """Return one leak for each round and client of one attack's scored results, by round and client.
 
     Results without a score, and those of several clients' mean, say nothing about a client and are left out.

@@ -54,6 +54,21 @@ class WeightRank:
     gap: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spectrum:
+    """The singular values from which N_c is counted.
+
+    Attributes:
+        values: (F,), of falling size, of the update's rows and columns that moved at all.
+        rounding: What floating-point numbers alone can make; values above it stand out.
+        rank: What the values say.
+    """
+
+    values: Tensor
+    rounding: float
+    rank: WeightRank
+
+
 def weight_rank(observation: Observation) -> WeightRank:
     """Count the directions of the update of the first fully connected layer's weight.
 
@@ -67,6 +82,18 @@ def weight_rank(observation: Observation) -> WeightRank:
         This project. The outer products: Phong et al., Privacy-Preserving Deep Learning via Additively Homomorphic
         Encryption, IEEE TIFS 2018, Sec. III. The floor: Marchenko and Pastur, Math. USSR-Sbornik 1, 1967.
     """
+    return weight_spectrum(observation).rank
+
+
+def weight_spectrum(observation: Observation) -> Spectrum:
+    """Return the singular values of the update of the first fully connected layer's weight, with their count.
+
+    Args:
+        observation: The update; N_c is not looked at.
+
+    Raises:
+        DoesNotApplyError: If the model has no fully connected layer, or it has no update.
+    """
     layer = first_linear(observation.model)
     weight = tensor_name(layer, "weight")
     update = observation.delta[weight].double().nan_to_num(0.0, 0.0, 0.0)
@@ -78,7 +105,12 @@ def weight_rank(observation: Observation) -> WeightRank:
     if not limit:
         raise DoesNotApplyError(f"{weight} has no update")
     values = torch.linalg.svdvals(update)
-    directions = int((values > _ROUNDINGS * rounding * _edge(update)).sum())
+    least = _ROUNDINGS * rounding * _edge(update)
+    return Spectrum(values=values, rounding=least, rank=_count(values, update, least))
+
+
+def _count(values: Tensor, update: Tensor, least: float) -> WeightRank:
+    limit, directions = len(values), int((values > least).sum())
     if directions == limit and (floor := _floor(values, update)) is not None:
         # How many more directions lie below the floor, nobody sees.
         clear = int((values > _CLEARLY * floor).sum())

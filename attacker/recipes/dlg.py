@@ -89,6 +89,7 @@ class DeepLeakage:
                 learning_rate=self.learning_rate,
             ),
             on_step=on_step,
+            to_pixels=lambda variables: _unpack(problem, variables)[0],
         )
         pixels, found = _unpack(problem, optimum.variables)
         labelled = replace(problem, labels=found.argmax(dim=1))

@@ -206,6 +206,7 @@ class FeatureSpan:
                 matching_factor=Constant(problem.trust * self.matching),
             ),
             on_step=report,
+            to_pixels=problem.to_pixels,
         )
 
     def _start(self, problem: InversionProblem, generator: torch.Generator) -> Tensor:

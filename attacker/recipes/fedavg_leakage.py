@@ -160,6 +160,7 @@ class FedAvgLeakage:
                 keep=self.keep,
             ),
             on_step=on_step,
+            to_pixels=lambda variables: average_over_epochs(problem, variables),
         )
         return problem, optimum
 

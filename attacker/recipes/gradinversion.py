@@ -138,6 +138,7 @@ class GradInversion:
                 noise=noise if self.pixel_noise else None,
             ),
             on_step=on_step,
+            to_pixels=lambda variables: problem.to_pixels(variables[0]),  # one seed of the group: the others are alike
         )
         pixels = problem.to_pixels(optimum.variables)
         chosen = group.best(pixels) if self.result == "best_seed" else self._agreed(problem, pixels)

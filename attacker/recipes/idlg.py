@@ -89,5 +89,6 @@ class ImprovedDeepLeakage:
                 learning_rate=self.learning_rate,
             ),
             on_step=on_step,
+            to_pixels=problem.to_pixels,
         )
         return reconstruction(problem, problem.to_pixels(optimum.variables), optimum, matching, started=started)

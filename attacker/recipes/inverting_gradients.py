@@ -94,5 +94,6 @@ class InvertingGradients:
                 keep=self.keep,
             ),
             on_step=on_step,
+            to_pixels=problem.to_pixels,
         )
         return reconstruction(problem, problem.to_pixels(optimum.variables), optimum, matching, started=started)

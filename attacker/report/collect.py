@@ -28,7 +28,7 @@ def collect_content(run: RunStore, truth: Truth | None, notices: tuple[str, ...]
     return ReportContent(
         run_name=run.folder.name,
         created=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        summary=_summary(run, experiment),
+        summary=describe_run(run, experiment),
         evaluations=run.evaluations(),
         failures=tuple(
             failure for server_round in run.recording.rounds() for failure in run.recording.read_failures(server_round)
@@ -65,7 +65,12 @@ def _attack_result(result: Result, truth: Truth | None) -> AttackResult:
     )
 
 
-def _summary(run: RunStore, experiment: Experiment) -> tuple[tuple[str, str], ...]:
+def describe_run(run: RunStore, experiment: Experiment) -> tuple[tuple[str, str], ...]:
+    """Return the setting of a run and how it was made, name and value in words.
+
+    Raises:
+        RecordingError: If a file is damaged.
+    """
     origin = run.origin()
     status = run.status()
     manifest = run.recording.read_manifest()

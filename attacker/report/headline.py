@@ -3,10 +3,29 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Protocol, TypeVar
 
+from attacker.observation import ThreatModel
 from attacker.report.content import AttackResult, ReportContent
 from attacker.report.wording import count, decibel, percent
 from attacker.scoring import Score
+
+
+class Rankable(Protocol):
+    """What can be ranked: a score, where there is one, and under which threat model."""
+
+    @property
+    def score(self) -> Score | None:
+        """The comparison with the truth."""
+        ...
+
+    @property
+    def threat_model(self) -> ThreatModel:
+        """What was granted."""
+        ...
+
+
+Ranked = TypeVar("Ranked", bound=Rankable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +64,10 @@ def write_headline(content: ReportContent) -> Headline:
     return Headline(sentence=_finding(best, best.score), context=_context(best.score, peers), attack=best)
 
 
-def rank(attacks: Sequence[AttackResult]) -> list[AttackResult]:
+def rank(attacks: Sequence[Ranked]) -> list[Ranked]:
     """Return the attacks, most revealing first: scored, realistic, by recovered share, then by mean PSNR."""
 
-    def revealing(attack: AttackResult) -> tuple[bool, bool, float, float]:
+    def revealing(attack: Ranked) -> tuple[bool, bool, float, float]:
         if attack.score is None:
             return (False, attack.threat_model.realistic, 0.0, 0.0)
         score = attack.score

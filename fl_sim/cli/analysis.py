@@ -20,7 +20,7 @@ from fl_sim.run_store import RunStore
 
 
 def analyse(
-    run: RunStore, attack: AttackConfig | None, *, quiet: bool, tensorboard: bool = False
+    run: RunStore, attack: AttackConfig | None, *, quiet: bool, tensorboard: bool = False, snapshots: bool = False
 ) -> tuple[TaskFailure, ...]:
     """Attack the recording, score what came out, and write the page.
 
@@ -29,11 +29,14 @@ def analyse(
         attack: The attack, or ``None`` to write the page with what is there.
         quiet: Show nothing.
         tensorboard: Write event files; without it they are only kept up to date where there are some.
+        snapshots: Write images down while they form.
 
     Returns:
         The attacks that failed.
     """
-    failures = () if attack is None else show_campaign(plan_campaign(run, attack), attack, quiet=quiet)
+    failures: tuple[TaskFailure, ...] = ()
+    if attack is not None:
+        failures = show_campaign(plan_campaign(run, attack, snapshots=snapshots), attack, quiet=quiet)
     truth, notices = find_truth(run)
     notices = (*(f"assumed: {sentence}" for sentence in run.assumed() or ()), *notices)
     if truth is not None:

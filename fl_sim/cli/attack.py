@@ -37,6 +37,9 @@ def attack(
     workers: WorkersOption = None,
     gpu_share: Annotated[float | None, typer.Option(help="Of a GPU, for each attack, for instance 0.25.")] = None,
     assignments: SetOption = None,
+    snapshots: Annotated[
+        bool, typer.Option("--snapshots", help="Write the images down while they form, for `fl-sim dashboard`.")
+    ] = False,
     runs_dir: RunsDirOption = DEFAULT_RUNS_DIR,
     tensorboard: TensorboardOption = False,
     quiet: QuietOption = False,
@@ -65,7 +68,7 @@ def attack(
     }
     changes = {key: value for key, value in chosen.items() if value is not None}
     config = parse_dataclass(AttackConfig, {**asdict(planned), **changes})
-    failures = analyse(store, config, tensorboard=tensorboard, quiet=quiet)
+    failures = analyse(store, config, tensorboard=tensorboard, snapshots=snapshots, quiet=quiet)
     output.print(str(store.folder), highlight=False, soft_wrap=True)
     if failures:
         raise typer.Exit(1)

@@ -27,6 +27,7 @@ COMMANDS = {
     "defend": "defend:defend",
     "reproduce": "reproduce:reproduce",
     "runs": "runs:runs",
+    "dashboard": "dashboard:dashboard",
     "import": "import_updates:import_updates",
     "truth": "import_updates:truth_of_run",
     "list": "listing:list_parts",
