@@ -34,8 +34,9 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Point at the copies of what stands outside of ``docs/``."""
-    return re.sub(r"\]\(\.\./((?:reproduced|benchmarks)/[^)]*\.png)\)", r"](beside/\1)", markdown)
+    """Point at the copies of pictures that stand outside of ``docs/``; what else stands there is not linked."""
+    markdown = re.sub(r"\]\(\.\./((?:reproduced|benchmarks)/[^)]*\.png)\)", r"](beside/\1)", markdown)
+    return re.sub(r"\[([^\]]*)\]\(\.\./((?:examples|experiments)/[^)]*)\)", r"\1", markdown)
 
 
 def _commands() -> str:

@@ -135,6 +135,8 @@ class _Bars(StudyObserver):
         if self._worked:  # what was found again says nothing about what is to come
             self._seconds.append(time.monotonic() - self._started)
         self._bars.advance(self._arms)
+        if self._done == self._num_arms:
+            self._bars.update(self._arms, note="")
 
     def _left(self) -> str:
         if not self._seconds:
