@@ -33,6 +33,7 @@ from fl_sim.records import Algorithm, RoundRecord
 
 _MOD_FAILED_PRECONDITION = 6  # Flower's code for a mod that lets nothing through
 _log = logging.getLogger("flwr.audit")
+_BEST_OPTIONS: Mapping[str, Mapping[str, Any]] = {"fedavg_leakage": {"loss": "cosine", "steps": 250}}
 NOISED_PREFIX = f"{PREFIX}noised."
 
 Training = Mapping[str, Any] | Callable[[Message, Context], Mapping[str, Any]]
@@ -63,8 +64,8 @@ class Audit:
         threshold_db: An image found above this PSNR is a leak.
         noise_std: Standard deviation of the noise, in units of the weights; needed by the policy ``noise``.
         arguments: Of the model.
-        attack: A name of ATTACKS.
-        options: Its hyper-parameters.
+        attack: A name of ATTACKS; the default found most in short budgets (docs/audit.md).
+        options: Its hyper-parameters; ``None`` takes those of the default, or an attack's own.
         algorithm: ``"fedavg"`` where the app sends weights, ``"fedsgd"`` where it sends gradients.
         num_examples_key: The metric of the reply that holds N_c.
         arrays_key: The ArrayRecord with the model, where messages have several.
@@ -80,8 +81,8 @@ class Audit:
     threshold_db: float = 20.0
     noise_std: float | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    attack: str = "inverting_gradients"
-    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    attack: str = "fedavg_leakage"
+    options: Mapping[str, Any] | None = None
     algorithm: str = "fedavg"
     num_examples_key: str = "num-examples"
     arrays_key: str | None = None
@@ -103,7 +104,7 @@ class Audit:
             raise ConfigError(f"noise_std belongs to policy 'noise', got policy {str(self.policy)!r}")
         if self.algorithm not in tuple(Algorithm):
             raise ConfigError(f"algorithm: expected 'fedavg' or 'fedsgd', got {self.algorithm!r}")
-        make_attack(self.attack, dict(self.options))
+        make_attack(self.attack, self._options())
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Let the app answer, and audit the answer if it is an update."""
@@ -127,6 +128,9 @@ class Audit:
             metrics |= after.as_metrics(NOISED_PREFIX)
         _add_metrics(reply, metrics)
         return reply
+
+    def _options(self) -> dict[str, Any]:
+        return dict(_BEST_OPTIONS.get(self.attack, {}) if self.options is None else self.options)
 
     def _figures(self, message: Message, context: Context, received: "_Received", reply: Message) -> Figures:
         started = time.monotonic()
@@ -156,7 +160,7 @@ class Audit:
         trial = Trial(
             seconds=self.seconds,
             attack=self.attack,
-            options=self.options,
+            options=self._options(),
             threshold_db=self.threshold_db,
             seed=self.seed,
         )

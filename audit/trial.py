@@ -50,7 +50,7 @@ class Trial:
     """
 
     seconds: float
-    attack: str = "inverting_gradients"
+    attack: str
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     threshold_db: float = 20.0
     seed: int = 0
