@@ -1,6 +1,7 @@
 """`fl-sim import`: files of another tool become a recording on which every command gives what it gives on our own."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -337,6 +338,10 @@ def test_a_truth_of_another_size_is_told_and_the_order_of_batches_is_nobodys(tra
     again = fl_sim("truth", run.folder, trained / "truth.npz")
     assert again.exit_code == 2
     assert "has a truth already" in again.stderr
+    truth, recipe = read_truth(run.folder), run.recording.read_manifest().local_training
+    assert not truth.knows_order(0, recipe)
+    assert truth.knows_order(0, replace(recipe, order="static"))
+    assert truth.knows_order(0, replace(recipe, batch_size=None))
     granted = fl_sim("attack", run.folder, "--threat-model", "known_batch_label_counts", "--quiet")
     assert granted.exit_code == 1
     assert "which image stood in which batch is not known" in granted.stderr.replace("\n", " ")
