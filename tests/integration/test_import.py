@@ -143,6 +143,7 @@ def test_our_own_run_through_files_gives_the_same_reconstructions_and_scores(run
         assert torch.equal(theirs.label_counts(client_id), truth.label_counts(client_id))
 
 
+@pytest.mark.slow
 def test_one_update_of_a_users_own_network_through_every_command(trained):
     done = one_update(trained)
     assert done.exit_code == 0, done.output
