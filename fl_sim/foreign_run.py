@@ -134,9 +134,10 @@ def add_truth(run: RunStore, source: Path) -> tuple[str, ...]:
     }
     notices = _check_clients(run, clients, source)
     content = io.BytesIO()
-    np.savez_compressed(
-        content, images=images, labels=labels, clients=clients, **({EXACT_PIXELS: exact} if len(exact) else {})
-    )
+    entries: dict[str, Any] = {"images": images, "labels": labels, "clients": clients}
+    if len(exact):
+        entries[EXACT_PIXELS] = exact
+    np.savez_compressed(content, **entries)
     write_bytes(enclosed, content.getvalue())
     try:
         arrays(path=enclosed, mean=spec.mean, std=spec.std, num_classes=spec.num_classes, test_fraction=0.0)

@@ -1,6 +1,7 @@
 """`fl-sim import`: files of another tool become a recording on which every command gives what it gives on our own."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -142,6 +143,7 @@ def test_our_own_run_through_files_gives_the_same_reconstructions_and_scores(run
         assert torch.equal(theirs.label_counts(client_id), truth.label_counts(client_id))
 
 
+@pytest.mark.slow
 def test_one_update_of_a_users_own_network_through_every_command(trained):
     done = one_update(trained)
     assert done.exit_code == 0, done.output
@@ -337,6 +339,10 @@ def test_a_truth_of_another_size_is_told_and_the_order_of_batches_is_nobodys(tra
     again = fl_sim("truth", run.folder, trained / "truth.npz")
     assert again.exit_code == 2
     assert "has a truth already" in again.stderr
+    truth, recipe = read_truth(run.folder), run.recording.read_manifest().local_training
+    assert not truth.knows_order(0, recipe)
+    assert truth.knows_order(0, replace(recipe, order="static"))
+    assert truth.knows_order(0, replace(recipe, batch_size=None))
     granted = fl_sim("attack", run.folder, "--threat-model", "known_batch_label_counts", "--quiet")
     assert granted.exit_code == 1
     assert "which image stood in which batch is not known" in granted.stderr.replace("\n", " ")

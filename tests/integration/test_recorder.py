@@ -1,14 +1,17 @@
 """The recorder in two Flower apps that know nothing of it: no change to training, a recording like any other."""
 
 import importlib
+import io
 import random
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.cli.build import build_fab_from_disk
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAdam, FedAvg, FedMedian
@@ -227,6 +230,13 @@ def test_what_cannot_be_is_said_before_anything_trains(changes, message, tmp_pat
     with pytest.raises(ConfigError, match=message):
         recorded(FedAvg(fraction_evaluate=0.0), tmp_path, **changes)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("folder", "package"), [("quickstart_pytorch", "quickstart"), ("fedadam_numpy", "second_app")])
+def test_the_examples_are_flower_apps_and_bundle_nothing_of_ours(folder, package):
+    names = zipfile.ZipFile(io.BytesIO(build_fab_from_disk(EXAMPLES / folder))).namelist()
+    assert {f"{package}/server_app.py", f"{package}/client_app.py"} <= set(names)
+    assert {name.split("/")[0] for name in names if "/" in name} == {package, ".info"}
 
 
 def run_example(monkeypatch, folder, package, *, num_clients=3, **run_config) -> None:
