@@ -182,16 +182,17 @@ def run_view(place: RunPlace, *, sees_truth: bool) -> RunView:
         views.append(_setting_view(setting, len(found)))
     line = run_line(place, reader)
     manifest = _manifest(reader)
+    facts, unknown = _facts(reader, manifest)
     return RunView(
         line=line,
-        facts=_facts(reader, manifest),
+        facts=facts,
         class_names=() if manifest is None else manifest.dataset.class_names,
         rounds=tuple(_round_view(reader, number) for number in reader.rounds()),
         attacks=tuple(views),
         results=tuple(results),
         evaluations=reader.evaluations(),
         num_hidden=reader.num_hidden(),
-        problems=problems,
+        problems=(*problems, *unknown),
     )
 
 
@@ -279,11 +280,20 @@ def _setting_words(manifest: Manifest) -> tuple[str, ...]:
     )
 
 
-def _facts(reader: RunReader, manifest: Manifest | None) -> tuple[tuple[str, str], ...]:
+def _facts(reader: RunReader, manifest: Manifest | None) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """Return the facts of a run, and why there are fewer than usual."""
     if manifest is None:
-        return ()
-    if reader.sees_truth:
-        return reader.facts()
+        return (), ()
+    if not reader.sees_truth:
+        return _known_facts(manifest), ()
+    try:
+        return reader.facts(), ()
+    except FlSimError as error:
+        return _known_facts(manifest), (str(error),)
+
+
+def _known_facts(manifest: Manifest) -> tuple[tuple[str, str], ...]:
+    """Return what the server knows."""
     training = manifest.local_training
     momentum = f", momentum {training.momentum}" if training.momentum else ""
     return (

@@ -18,7 +18,8 @@ let current = { name: null, page: null };
 
 function show() {
   const place = here();
-  const name = `${place.page}/${place.page === "run" ? place.id : ""}`;
+  // Another view is another page: nothing of the one before stays on the screen, not even for a moment.
+  const name = `${place.attacker}/${place.page}/${place.page === "run" ? place.id : ""}`;
   attackerView.checked = place.attacker;
   document.documentElement.classList.toggle("as-attacker", place.attacker);
   byId("attacker-banner").hidden = !place.attacker;
@@ -39,7 +40,17 @@ function show() {
   current.page?.show();
 }
 
-const poll = () => document.visibilityState === "visible" && current.page?.poll();
+// One look at a time: a slow answer is waited for and not overtaken.
+let isLooking = false;
+async function poll() {
+  if (isLooking || document.visibilityState !== "visible" || !current.page) return;
+  isLooking = true;
+  try {
+    await current.page.poll();
+  } finally {
+    isLooking = false;
+  }
+}
 
 addEventListener("moved", show);
 addEventListener("popstate", show);

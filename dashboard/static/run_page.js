@@ -21,6 +21,7 @@ export function runPage(root) {
   let data = null;
   let turn = 0;
   let open = null;
+  let isShowing = 0;
 
   async function refresh() {
     const mine = ++turn;
@@ -204,7 +205,12 @@ export function runPage(root) {
     return true;
   }
 
-  return { id, show: refresh, poll: refresh, keys };
+  // A look never overtakes what somebody has asked for.
+  const show = async () => {
+    isShowing += 1;
+    await refresh().finally(() => (isShowing -= 1));
+  };
+  return { id, show, poll: async () => isShowing || (await refresh()), keys };
 }
 
 const whoseTitle = (clients) => (clients.length === 1 ? `Client ${clients[0]}` : `Clients ${clients.join(", ")}: mean of their updates`);

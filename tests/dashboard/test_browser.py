@@ -186,7 +186,7 @@ def start_attack(page, name: str, steps: int) -> None:
 
 
 def test_an_attack_is_started_watched_and_finishes(page, root):
-    start_attack(page, "inverting_gradients", 2500)
+    start_attack(page, "inverting_gradients", 1000)
     images = page.locator(".forming-images[data-step] canvas").first
     images.wait_for()
     assert is_drawn(images)
