@@ -26,6 +26,16 @@ TINY = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put deployments first: they wait for one another, and another worker can do everything else meanwhile."""
+
+    def waits_for_others(item: pytest.Item) -> bool:
+        group = item.get_closest_marker("xdist_group")
+        return group is not None and "deployment" in group.args
+
+    items.sort(key=lambda item: not waits_for_others(item))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
