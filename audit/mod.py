@@ -208,10 +208,8 @@ class _Received:
             sent = messages.read_sent(messages.arrays(message))
         except (FlSimError, BadReplyError) as error:
             return cls(problem=str(error))
-        if not sent.has_buffers:
-            state = network.state_dict()
-            buffers = {name: state[name].clone() for name in messages.layout.buffers}
-            sent = Fitted(parameters=sent.parameters, buffers=buffers, is_by_order=sent.is_by_order, has_buffers=False)
+        state = network.state_dict()
+        sent = sent.or_with_buffers({name: state[name].clone() for name in messages.layout.buffers})
         return cls(sent=sent, messages=messages, network=network)
 
     def require(self) -> tuple[Fitted, ForeignMessages, nn.Module]:

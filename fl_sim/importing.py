@@ -122,12 +122,7 @@ def _read_weights(path: Path, model: nn.Module, layout: ModelLayout, assumed: li
         return fitted
     assumed.append(f"{path.name} has no buffers: those of a new model ({', '.join(list(layout.buffers)[:2])}, …)")
     state = model.state_dict()
-    return Fitted(
-        parameters=fitted.parameters,
-        buffers={name: state[name].clone() for name in layout.buffers},
-        is_by_order=fitted.is_by_order,
-        has_buffers=False,
-    )
+    return fitted.or_with_buffers({name: state[name].clone() for name in layout.buffers})
 
 
 def _read_reply(

@@ -8,7 +8,7 @@ Nothing is unpickled.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,10 @@ class Fitted:
     buffers: dict[str, Tensor]
     is_by_order: bool
     has_buffers: bool
+
+    def or_with_buffers(self, buffers: Mapping[str, Tensor]) -> "Fitted":
+        """Return these tensors, with other buffers in place of those that the file did not hold."""
+        return self if self.has_buffers else replace(self, buffers=dict(buffers))
 
 
 def read_parameters(path: Path) -> dict[str, Tensor]:

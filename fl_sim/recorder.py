@@ -11,15 +11,16 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
-from flwr.supercore.run import Run
 from torch import nn
 
+from fl_sim.delegation import WrappedGrid, WrappedStrategy
 from fl_sim.errors import ConfigError, brief
 from fl_sim.events import Event, EventKind, append_event
 from fl_sim.foreign_messages import ClientNumbers, ForeignMessages, same_arrays
@@ -102,12 +103,12 @@ def record(
     return RecordedStrategy(strategy, _Recorder(manifest, network, messages, assumed, Path(folder), name))
 
 
-class RecordedStrategy(Strategy):
+class RecordedStrategy(WrappedStrategy):
     """A strategy, unchanged, whose messages are overheard; made by `record`."""
 
     def __init__(self, strategy: Strategy, recorder: "_Recorder") -> None:
         """Wrap a strategy."""
-        self.strategy = strategy
+        super().__init__(strategy)
         self._recorder = recorder
 
     @property
@@ -140,35 +141,15 @@ class RecordedStrategy(Strategy):
         """Delegate; and say so where nobody listens, because ``start`` was not called."""
         if not isinstance(grid, ListeningGrid):
             self._recorder.report("record(…) must be the outermost strategy, and started: nothing is recorded")
-        return self.strategy.configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Delegate."""
-        return self.strategy.aggregate_train(server_round, replies)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Delegate."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Delegate."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        """Delegate."""
-        self.strategy.summary()
+        return super().configure_train(server_round, arrays, config, grid)
 
 
-class ListeningGrid(Grid):
+class ListeningGrid(WrappedGrid):
     """Any grid, unchanged; the recorder is shown the training messages and their replies."""
 
     def __init__(self, grid: Grid, recorder: "_Recorder") -> None:
         """Wrap a grid."""
-        self._grid = grid
+        super().__init__(grid)
         self._recorder = recorder
 
     def __getattr__(self, name: str) -> Any:
@@ -177,40 +158,13 @@ class ListeningGrid(Grid):
             raise AttributeError(name)
         return getattr(self._grid, name)
 
-    def set_run(self, run: Run) -> None:
-        """Delegate."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Delegate."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Delegate."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Delegate."""
-        return self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Delegate."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Delegate."""
-        return self._grid.pull_messages(message_ids)
-
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Delegate, and show the recorder what is sent for training and what comes back."""
         sent = list(messages)
         is_training = bool(sent) and sent[0].metadata.message_type.split(".")[0] == "train"
         if is_training:
             self._recorder.start_round(sent)
-        replies = list(self._grid.send_and_receive(sent, timeout=timeout))
+        replies = list(super().send_and_receive(sent, timeout=timeout))
         if is_training:
             self._recorder.end_round(sent, replies)
         return replies
@@ -273,14 +227,7 @@ class _Recorder:
             fitted = self._messages.read_sent(arrays)
             if self.run is None:
                 self._begin(fitted, num_clients=len(sent))
-            if not fitted.has_buffers:
-                fitted = Fitted(
-                    parameters=fitted.parameters,
-                    buffers=self._initial_buffers,
-                    is_by_order=fitted.is_by_order,
-                    has_buffers=False,
-                )
-            self._sent = fitted
+            self._sent = fitted.or_with_buffers(self._initial_buffers)
             self._tell(Event(kind=EventKind.ROUND_STARTED, server_round=self._round, total=len(sent)))
         except Exception as error:  # noqa: BLE001 - whatever it is, the federation is not ours to stop
             self._report_round(error)
@@ -344,20 +291,12 @@ class _Recorder:
         self._tell(Event(kind=EventKind.ROUND_RECORDED, server_round=self._round, failures=len(found.failures)))
 
     def _with_clients(self, num_clients: int) -> Manifest:
-        self._manifest = Manifest(
-            model=self._manifest.model,
-            dataset=self._manifest.dataset,
-            algorithm=self._manifest.algorithm,
-            local_training=self._manifest.local_training,
-            parameters=self._manifest.parameters,
-            buffers=self._manifest.buffers,
-            num_clients=num_clients,
-        )
+        self._manifest = replace(self._manifest, num_clients=num_clients)
         return self._manifest
 
     def _write_final(self, run: RunStore, arrays: ArrayRecord) -> None:
-        fitted = self._messages.read_sent(arrays)
-        run.recording.write_final(fitted.parameters, fitted.buffers if fitted.has_buffers else self._initial_buffers)
+        fitted = self._messages.read_sent(arrays).or_with_buffers(self._initial_buffers)
+        run.recording.write_final(fitted.parameters, fitted.buffers)
 
     def _report_round(self, error: Exception) -> None:
         self.report(f"round {self._round} was not recorded: {type(error).__name__}: {brief(error)}")

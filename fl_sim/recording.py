@@ -13,13 +13,14 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fl_sim.client_registry import ClientRegistry
+from fl_sim.delegation import WrappedStrategy
 from fl_sim.messages import BadReplyError, ModelLayout, unpack_arrays, unpack_reply
 from fl_sim.records import Algorithm, ClientUpdate, ReplyFailure, RoundRecord
 
 OnRound = Callable[[RoundRecord], None]
 
 
-class RecordingStrategy(Strategy):
+class RecordingStrategy(WrappedStrategy):
     """Wraps any Flower strategy and hands each round to a callable before the inner strategy aggregates it."""
 
     def __init__(
@@ -42,7 +43,7 @@ class RecordingStrategy(Strategy):
             on_round: Called with each round, after the last reply and before aggregation.
             on_round_start: Called with the round and the number of clients that are asked.
         """
-        self.strategy = strategy
+        super().__init__(strategy)
         self._registry = registry
         self._layout = layout
         self._algorithm = algorithm
@@ -55,7 +56,7 @@ class RecordingStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Remember what is sent to whom, and delegate."""
-        self._sent_messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        self._sent_messages = list(super().configure_train(server_round, arrays, config, grid))
         self._sent_arrays = arrays
         self._on_round_start(server_round, len(self._sent_messages))
         return self._sent_messages
@@ -66,21 +67,7 @@ class RecordingStrategy(Strategy):
         """Record the raw replies, and delegate."""
         received = list(replies)
         self._on_round(self._record(server_round, received))
-        return self.strategy.aggregate_train(server_round, received)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Delegate."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Delegate."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        """Delegate."""
-        self.strategy.summary()
+        return super().aggregate_train(server_round, received)
 
     def _record(self, server_round: int, replies: list[Message]) -> RoundRecord:
         parameters, buffers = unpack_arrays(self._sent_arrays, self._layout)

@@ -6,8 +6,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fl_sim.delegation import WrappedStrategy
 
-class LaterRounds(Strategy):
+
+class LaterRounds(WrappedStrategy):
     """Wraps any strategy, outermost, and tells it the number of the round in the whole run."""
 
     def __init__(self, strategy: Strategy, *, num_done: int) -> None:
@@ -17,31 +19,27 @@ class LaterRounds(Strategy):
             strategy: The strategy.
             num_done: Rounds that were done before; 0 changes nothing.
         """
-        self.strategy = strategy
+        super().__init__(strategy)
         self.num_done = num_done
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Delegate."""
-        return self.strategy.configure_train(server_round + self.num_done, arrays, config, grid)
+        return super().configure_train(server_round + self.num_done, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Delegate."""
-        return self.strategy.aggregate_train(server_round + self.num_done, replies)
+        return super().aggregate_train(server_round + self.num_done, replies)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Delegate."""
-        return self.strategy.configure_evaluate(server_round + self.num_done, arrays, config, grid)
+        return super().configure_evaluate(server_round + self.num_done, arrays, config, grid)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Delegate."""
-        return self.strategy.aggregate_evaluate(server_round + self.num_done, replies)
-
-    def summary(self) -> None:
-        """Delegate."""
-        self.strategy.summary()
+        return super().aggregate_evaluate(server_round + self.num_done, replies)
