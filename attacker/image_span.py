@@ -33,10 +33,14 @@ class ImageSpan:
     layer: str
     basis: Tensor
 
-    def prior(self, pixels: Tensor) -> Tensor:
-        """Return `attacker.priors.feature_span` of pixels (N, C, H, W), shape ()."""
+    def features(self, pixels: Tensor) -> Tensor:
+        """Return the layer's inputs (N, F) for pixels (N, C, H, W), at the global weights."""
         problem = self.problem
         features, _ = inputs_of_layer(problem.model, self.layer, problem.parameters, problem.buffers, pixels)
+        return features
+
+    def prior(self, features: Tensor) -> Tensor:
+        """Return `attacker.priors.feature_span` of features (N, F), shape ()."""
         return feature_span(features, basis=self.basis)
 
 

@@ -4,7 +4,7 @@
 
 Needs torch, numpy and scipy, and the packages `attacker`, `clients` and `fl_sim` on the path: no Flower, no Ray, no
 pydantic. Rows: E and m of the paper's Table 1, eta = 0.004, N_c = 50, random batches, label counts known (an upper
-bound). Attacks: the paper's recipe (`ours_prior`) and this project's (`feature_span`), 400 and 150 steps unless
+bound). Attacks: the paper's recipe (`ours_prior`) and this project's (`feature_span`), 400 and 300 steps unless
 `--steps` says otherwise. Client by client, each with all rows and attacks, until the time is up; an attack that is
 under way then is given up and not counted.
 

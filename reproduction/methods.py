@@ -66,8 +66,11 @@ FEDAVG_METHODS: dict[str, Method] = {
         sees_batches=False,
         one_epoch="fedsgd",
     ),
-    # Five full-batch gradients, in half of its steps.
+    # Five full-batch gradients for ten epochs, in three eighths of the steps, and the prior in each; then three, in half.
     "feature_span": Method(title="feature span (this project)", attack="feature_span", gradients_per_image=0.2),
+    "feature_span_quick": Method(
+        title="feature span, quick (this project)", attack="feature_span_quick", gradients_per_image=0.15
+    ),
 }
 
 PAPER_METHODS = ("ours_prior", "ours_no_prior", "shared", "fedsgd_epoch", "fedsgd")

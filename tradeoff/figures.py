@@ -15,6 +15,9 @@ HEIGHT = 320
 PLAIN_COLOURS = ("#2a76b5", "#c2571a", "#2f8f5b", "#b03a6b", "#7658b5", "#8a7a12")
 """For the picture outside the page: those of the page in the light."""
 
+_CORNERS = ((1, 1), (-1, 1), (1, -1), (-1, -1))
+"""Where a strength stands beside its point: families that meet in a point write on different sides."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Measure:
@@ -67,19 +70,32 @@ def draw_picture(found: Sequence[Outcome]) -> Figure:
 
 
 def _draw(axes: Axes, found: Sequence[Outcome], measure: _Measure, colours: Sequence[str], muted: str) -> None:
-    points = _points(found, measure)
-    for position, family in enumerate(_families(found)):
+    points, families = _points(found, measure), _families(found)
+    for position, family in enumerate(families):
         own = [(x, y) for outcome, x, y in points if outcome.arm.family == family]
         colour = colours[position % len(colours)]
         axes.plot(*zip(*own, strict=True), color=colour, alpha=0.35, linewidth=1.0)
-        axes.plot(*zip(*own, strict=True), color=colour, linestyle="none", marker="o", markersize=6, label=family)
+        # Arms of no effect lie on the one without a defense, which is a ring around them.
+        size, fill = (12, "none") if position == 0 else (6, "full")
+        axes.plot(
+            *zip(*own, strict=True), color=colour, linestyle="none", marker="o", label=family, ms=size, fillstyle=fill
+        )
     for outcome, x, y in points:
         leaked, cost = outcome.worst, outcome.training.accuracy
         errors = (cost and cost.standard_error, leaked and leaked.values[measure.name].standard_error)
         axes.errorbar(x, y, xerr=errors[0], yerr=errors[1], color=muted, linewidth=0.8, zorder=0)
         if outcome.arm.strength is not None:
-            text = f"{outcome.arm.strength:g}"
-            axes.annotate(text, (x, y), (5, 4), textcoords="offset points", fontsize=8, color=muted)
+            corner = _CORNERS[families.index(outcome.arm.family) % len(_CORNERS)]
+            axes.annotate(
+                f"{outcome.arm.strength:g}",
+                (x, y),
+                (6 * corner[0], 6 * corner[1]),
+                textcoords="offset points",
+                fontsize=8,
+                color=muted,
+                ha="left" if corner[0] > 0 else "right",
+                va="bottom" if corner[1] > 0 else "top",
+            )
     front = sorted((x, y) for outcome, x, y in points if outcome.undominated)
     if len(front) > 1:
         axes.plot(*zip(*front, strict=True), color=muted, linestyle="--", linewidth=1.0, zorder=0)

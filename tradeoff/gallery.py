@@ -1,10 +1,11 @@
 """The same private images under each defense: what the strongest attack makes of them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from attacker.matching import UNMATCHED
@@ -15,7 +16,8 @@ from tradeoff.outcomes import Outcome
 from tradeoff.study import Study
 
 NUM_IMAGES = 8
-_CELL, _GAP = 84, 6
+_CELL, _GAP, _TEXT = 84, 6, 13
+_INK, _MUTED = "#1f2328", "#676c74"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,15 +63,22 @@ def gallery(study: Study, found: Sequence[Outcome], runs: Sequence[ArmRun]) -> t
 
 
 def draw_gallery(rows: Sequence[GalleryRow]) -> Image.Image:
-    """Return the rows as one picture, from top to bottom, without words."""
+    """Return the rows as one picture, from top to bottom, with their titles and the PSNR of each reconstruction."""
+    font = ImageFont.load_default(_TEXT)
     columns = max(len(row.images) for row in rows)
-    size = (columns * (_CELL + _GAP) + _GAP, len(rows) * (_CELL + _GAP) + _GAP)
-    sheet = Image.new("RGB", size, "white")
+    margin = math.ceil(max(font.getlength(row.title) for row in rows)) + 2 * _GAP
+    height = _CELL + _TEXT + 2 * _GAP
+    sheet = Image.new("RGB", (margin + columns * (_CELL + _GAP), len(rows) * height + _GAP), "white")
+    draw = ImageDraw.Draw(sheet)
     for line, row in enumerate(rows):
-        for column, image in enumerate(row.images):
+        top = _GAP + line * height
+        draw.text((margin - _GAP, top + _CELL // 2), row.title, fill=_INK, font=font, anchor="rm")
+        for column, (image, psnr) in enumerate(zip(row.images, row.psnr_db, strict=True)):
+            left = margin + column * (_CELL + _GAP)
             if image is not None:
-                place = (_GAP + column * (_CELL + _GAP), _GAP + line * (_CELL + _GAP))
-                sheet.paste(_picture(image), place)
+                sheet.paste(_picture(image), (left, top))
+            if psnr is not None:
+                draw.text((left + _CELL // 2, top + _CELL), f"{psnr:.1f} dB", fill=_MUTED, font=font, anchor="ma")
     return sheet
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from attacker.priors.batch_norm_statistics import batch_norm_statistics
 from attacker.priors.epoch_order import epoch_order
 from attacker.priors.feature_span import feature_span
+from attacker.priors.feature_volume import feature_volume
 from attacker.priors.group_consistency import group_consistency
 from attacker.priors.l2_norm import l2_norm
 from attacker.priors.pixel_box import pixel_box
@@ -26,6 +27,7 @@ PRIORS: Table[Callable[..., Tensor]] = Table(
         "pixel_box": pixel_box,
         "epoch_order": epoch_order,
         "feature_span": feature_span,
+        "feature_volume": feature_volume,
         "l2_norm": l2_norm,
         "batch_norm_statistics": batch_norm_statistics,
         "group_consistency": group_consistency,

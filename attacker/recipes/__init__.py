@@ -11,6 +11,7 @@ from attacker.attack import Attack
 from attacker.recipes.dlg import DeepLeakage
 from attacker.recipes.epoch_search import EpochSearch
 from attacker.recipes.feature_span import FeatureSpan
+from attacker.recipes.feature_span_quick import FeatureSpanQuick
 from attacker.recipes.fedavg_leakage import FedAvgLeakage
 from attacker.recipes.gradinversion import GradInversion
 from attacker.recipes.idlg import ImprovedDeepLeakage
@@ -22,6 +23,7 @@ ATTACKS: Table[Callable[..., Attack]] = Table(
     {
         "fedavg_leakage": FedAvgLeakage,
         "feature_span": FeatureSpan,
+        "feature_span_quick": FeatureSpanQuick,
         "inverting_gradients": InvertingGradients,
         "gradinversion": GradInversion,
         "dlg": DeepLeakage,
@@ -38,6 +40,7 @@ __all__ = [
     "DeepLeakage",
     "EpochSearch",
     "FeatureSpan",
+    "FeatureSpanQuick",
     "FedAvgLeakage",
     "GradInversion",
     "ImprovedDeepLeakage",

@@ -1,6 +1,6 @@
 """Our strongest attack: one set of images, features held in the span of the update, the unknown order discounted.
 
-    minimise over z   f D(observed - c(z)) / D(observed) + w(t) span(z) + smoothness + box
+    minimise over z   f D(observed - c(z)) / D(observed) + w(t) (span(z) + v volume(z)) + smoothness + box
 
 c follows the local training with a few full-batch gradients. First D is the layer-weighted squared L2; then, in rounds,
 the mean and the scatter of the update over random orders are sampled at the images so far (`attacker.order_noise`), and
@@ -22,6 +22,7 @@ from attacker.inversion_problem import InversionProblem, inversion_problem
 from attacker.local_steps import Simulation
 from attacker.observation import Observation
 from attacker.order_noise import OrderNoise, layer_weighted_vector, no_order_noise, sample_order_noise
+from attacker.priors.feature_volume import feature_volume, typical_share
 from attacker.priors.pixel_box import pixel_box
 from attacker.priors.quadratic_variation import quadratic_variation
 from attacker.recipes.ranges import check_at_least_one, check_not_negative, check_positive
@@ -41,15 +42,20 @@ class FeatureSpan:
 
     Attributes:
         steps: Adam steps of the coarse part.
+        coarse_hold: Adam steps for which each gradient of the matching term serves there.
         rounds: Rounds of the fine part; 0 leaves it out.
         round_steps: Gradients of the matching term in each round.
-        hold: Adam steps for which each of them serves there.
+        hold: Adam steps for which each of them serves.
         learning_rate: Of Adam at the start, in normalised units; falls to its half in the coarse part, and from there
             to 0 in each round.
         matching: Factor f of the matching term, which is 1 for a simulated update of zero.
         feature_span: Weight of the span prior at the start.
         feature_span_fine: Its weight at the end of the coarse part, and at the start of each round.
         feature_span_end: Its weight at the end of each round; geometric in between.
+        feature_volume: Weight, relative to that of the span, of the prior that no image is a copy or a mixture of
+            others.
+        least_volume: What the features of an image must have of their own, as a share of what is typical among the
+            images so far.
         rank: Directions of the span; ``None`` takes N for one local epoch, else 1.6 N. Those that known noise drowns
             are left out; where less than N remain, or a known defense spoils the layer, so is the prior.
         orders: K, random orders sampled in each round; 0 leaves the sampling out.
@@ -68,7 +74,8 @@ class FeatureSpan:
         "FedSGD-Epoch"), and of Geiping et al., Inverting Gradients, NeurIPS 2020, Prop. 3.1.
     """
 
-    steps: int = 150
+    steps: int = 300
+    coarse_hold: int = 2
     rounds: int = 3
     round_steps: int = 25
     hold: int = 4
@@ -77,6 +84,8 @@ class FeatureSpan:
     feature_span: float = 300.0
     feature_span_fine: float = 3000.0
     feature_span_end: float = 1e5
+    feature_volume: float = 0.1
+    least_volume: float = 0.25
     rank: int | None = None
     orders: int = 16
     order_floor: float = 1e-4
@@ -94,7 +103,13 @@ class FeatureSpan:
         Raises:
             ValueError: Naming the field, what was expected and what was got.
         """
-        check_at_least_one(steps=self.steps, round_steps=self.round_steps, hold=self.hold, restarts=self.restarts)
+        check_at_least_one(
+            steps=self.steps,
+            coarse_hold=self.coarse_hold,
+            round_steps=self.round_steps,
+            hold=self.hold,
+            restarts=self.restarts,
+        )
         check_at_least_one(**({} if self.rank is None else {"rank": self.rank}))
         check_positive(
             learning_rate=self.learning_rate,
@@ -102,11 +117,13 @@ class FeatureSpan:
             feature_span=self.feature_span,
             feature_span_fine=self.feature_span_fine,
             feature_span_end=self.feature_span_end,
+            least_volume=self.least_volume,
             order_floor=self.order_floor,
         )
         check_not_negative(
             rounds=self.rounds,
             orders=self.orders,
+            feature_volume=self.feature_volume,
             quadratic_variation=self.quadratic_variation,
             pixel_box=self.pixel_box,
             start_noise=self.start_noise,
@@ -163,7 +180,7 @@ class FeatureSpan:
         coarse = _Part(
             first=0,
             steps=self.steps,
-            hold=1,
+            hold=self.coarse_hold,
             rate=CosineDecay(start=self.learning_rate, num_steps=2 * self.steps),
             span=GeometricRamp(start=self.feature_span, end=self.feature_span_fine, num_steps=self.steps),
         )
@@ -188,7 +205,11 @@ class FeatureSpan:
         def prior(variables: Tensor, step: int) -> Tensor:
             pixels = problem.to_pixels(variables)
             smooth = self.quadratic_variation * quadratic_variation(variables) + self.pixel_box * pixel_box(pixels)
-            return smooth if isinstance(span, NoSpan) else smooth + part.span(step) * span.prior(pixels)
+            if isinstance(span, NoSpan):
+                return smooth
+            features = span.features(pixels)
+            volume = feature_volume(features, floor=self.least_volume * typical_share(features))
+            return smooth + part.span(step) * (span.prior(features) + self.feature_volume * volume)
 
         def report(progress: Progress) -> None:
             on_step(replace(progress, step=part.first + progress.step, num_steps=self.num_steps))

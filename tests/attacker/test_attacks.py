@@ -221,6 +221,7 @@ PROBLEMS = {
         recipe=LOCAL,
         gain_db=8,
     ),
+    "feature span, quick: local epochs": Problem(attack="feature_span_quick", num_images=4, recipe=LOCAL, gain_db=4),
     "feature span: the coarse part alone": Problem(
         attack="feature_span", options={"steps": 150, "rounds": 0}, num_images=4, recipe=LOCAL, gain_db=4
     ),
@@ -263,6 +264,7 @@ def test_every_attack_has_a_problem_and_a_description() -> None:
 SHORT: dict[str, dict[str, Any]] = {
     "fedavg_leakage": {"steps": 3},
     "feature_span": {"steps": 3, "rounds": 1, "round_steps": 1, "hold": 2, "orders": 2},
+    "feature_span_quick": {"steps": 3, "round_steps": 1, "hold": 2},
     "inverting_gradients": {"steps": 3},
     "gradinversion": {"steps": 3, "group_size": 2, "group_start": 1, "group_refresh": 1},
     "dlg": {"steps": 3, "iterations_per_step": 2},
@@ -341,6 +343,9 @@ def test_a_destroyed_update_is_an_outcome(name: str) -> None:
     (FeatureSpan, {"background": 2.0}, "background must be in"),
     (FeatureSpan, {"feature_span": -1.0}, "feature_span must be a positive number, got -1.0"),
     (FeatureSpan, {"hold": 0}, "hold must be >= 1, got 0"),
+    (FeatureSpan, {"coarse_hold": 0}, "coarse_hold must be >= 1, got 0"),
+    (FeatureSpan, {"least_volume": 0.0}, "least_volume must be a positive number, got 0.0"),
+    (FeatureSpan, {"feature_volume": -0.1}, "feature_volume must be a finite number >= 0"),
     (FeatureSpan, {"orders": -1}, "orders must be a finite number >= 0"),
     (InvertingGradients, {"learning_rate": 0.0}, "learning_rate must be a positive number, got 0.0"),
     (InvertingGradients, {"total_variation": float("nan")}, "total_variation must be a finite number"),

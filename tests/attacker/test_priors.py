@@ -11,6 +11,7 @@ from attacker.priors import PRIORS
 from attacker.priors.batch_norm_statistics import batch_norm_statistics
 from attacker.priors.epoch_order import NUM_FILTERS, epoch_order, random_filters
 from attacker.priors.feature_span import feature_span, update_span
+from attacker.priors.feature_volume import feature_volume, own_shares, typical_share
 from attacker.priors.group_consistency import group_consistency
 from attacker.priors.l2_norm import l2_norm
 from attacker.priors.pixel_box import pixel_box
@@ -78,6 +79,38 @@ def test_features_of_the_batch_lie_in_the_span_and_others_do_not() -> None:
     assert feature_span(features, basis=basis).item() == pytest.approx(0, abs=1e-12)
     assert feature_span(noise(5, 40, seed=2), basis=basis).item() == pytest.approx(1 - 5 / 40, abs=0.1)
     assert feature_span(torch.zeros(2, 40).double(), basis=basis).item() == 0
+
+
+def test_an_images_own_share_is_what_the_others_do_not_explain() -> None:
+    features = torch.tensor([[1.0, 0.0, 0.0], [3.0, 4.0, 0.0], [0.0, 0.0, 2.0]])
+    assert own_shares(features).tolist() == pytest.approx([0.64, 0.64, 1.0])
+    assert torch.equal(own_shares(features), own_shares(features.flip(0)).flip(0))
+
+
+@given(seed=st.integers(0, 50), scale=st.floats(0.1, 10.0))
+def test_copies_and_mixtures_have_no_volume_and_independent_features_do(seed: int, scale: float) -> None:
+    features = scale * noise(6, 60, seed=seed)
+    floor = 0.25 * typical_share(features)
+    assert feature_volume(features, floor=floor).item() == 0
+    for extra in (features[2] + 1e-3 * noise(60, seed=77), 0.3 * features[1] + 2.0 * features[4]):
+        spoilt = torch.cat([features, extra.unsqueeze(0)])
+        assert feature_volume(spoilt, floor=floor).item() > 0
+        assert own_shares(spoilt).min() < 1e-3 * typical_share(features)
+
+
+def test_a_single_image_has_no_others() -> None:
+    assert own_shares(noise(1, 5)).tolist() == pytest.approx([1.0])
+    assert feature_volume(noise(1, 5), floor=0.9).item() == 0
+
+
+def test_volume_pushes_copies_apart() -> None:
+    features = noise(4, 30)
+    features[3] = features[0] + 0.01 * noise(30, seed=5)
+    floor = 0.25 * typical_share(features)
+    (gradient,) = torch.autograd.grad(feature_volume(features.requires_grad_(), floor=floor), features)
+    apart = (features[3] - features[0]).detach()
+    assert (-gradient[3] @ apart).item() > 0 > (-gradient[0] @ apart).item()
+    assert gradient[1].norm() < 1e-3 * gradient[3].norm()
     with pytest.raises(ValueError, match="rank must be >= 1, got 0"):
         update_span(features, rank=0)
 
@@ -116,6 +149,7 @@ ON_IMAGES = {
         images, filters=random_filters(1, torch.Generator().manual_seed(0)).double()
     ),
     "feature_span": lambda images: feature_span(images.reshape(-1, 16), basis=BASIS),
+    "feature_volume": lambda images: feature_volume(images.reshape(-1, 16), floor=1.0),
     "l2_norm": l2_norm,
     "group_consistency": lambda images: group_consistency(images, consensus=noise(2, 3, 1, 4, 4, seed=5)),
     "batch_norm_statistics": lambda images: batch_norm_statistics(
