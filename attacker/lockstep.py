@@ -1,6 +1,6 @@
 """Functions that go from question to question together, so that questions of one kind can be answered at once.
 
-    each function runs until it asks -> all that have asked are answered together -> each runs on until it asks again
+    each function runs until it asks -> some of what is asked is answered -> those who asked that run on
 
 Only one function runs at a time, in the order in which they are given: threads serve as coroutines here, so that a
 function needs to know nothing of it, and there is nothing to lock.
@@ -8,7 +8,7 @@ function needs to know nothing of it, and there is nothing to lock.
 
 import contextvars
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeAlias, TypeVar
 
 Question = TypeVar("Question")
@@ -20,27 +20,29 @@ Ask: TypeAlias = Callable[[Question], Answer]
 
 def run_in_lockstep(
     functions: Sequence[Callable[[Ask[Question, Answer]], Result]],
-    answer: Callable[[Sequence[Question]], Sequence[Answer]],
+    answer: Callable[[Mapping[int, Question]], Mapping[int, Answer]],
 ) -> list[Result]:
     """Run functions in lockstep and return what they return, in their order.
 
     Args:
         functions: Each is called with ``ask``, in a thread and a copy of this context of its own.
-        answer: Answers all open questions, which stand in the order of their functions; called in this thread.
+        answer: Answers at least one of the open questions, by the index of who asked; the others stay open. Called in
+            this thread whenever all functions that have not ended wait.
 
     Raises:
         BaseException: What a function or ``answer`` raises first; the other functions end at their next question.
     """
     strands = [_Strand(function) for function in functions]
+    may_go = list(range(len(strands)))
     try:
-        while running := [strand for strand in strands if not strand.has_ended]:
-            for strand in running:
-                strand.go_on()
-            asking = [strand for strand in running if not strand.has_ended]
-            if asking:
-                answers = answer([strand.question for strand in asking])
-                for strand, own in zip(asking, answers, strict=True):
-                    strand.answer = own
+        while may_go:
+            for index in may_go:
+                strands[index].go_on()
+            asked = {index: strand.question for index, strand in enumerate(strands) if not strand.has_ended}
+            answers = answer(asked) if asked else {}
+            for index, own in answers.items():
+                strands[index].answer = own
+            may_go = sorted(answers)
         return [strand.result for strand in strands]
     finally:
         for strand in strands:

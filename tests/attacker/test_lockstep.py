@@ -23,15 +23,27 @@ def test_questions_are_answered_together_and_in_order() -> None:
     asked: list[list[int]] = []
 
     def answer(questions):
-        asked.append(list(questions))
-        return [10 * question for question in questions]
+        asked.append(list(questions.values()))
+        return {index: 10 * question for index, question in questions.items()}
 
     assert run_in_lockstep([adding(1, 2), adding(2, 0), adding(3, 3)], answer) == [121, 2, 3993]
     assert asked == [[1, 3], [11, 33], [363]]
 
 
+def test_a_question_stays_open_until_it_is_answered() -> None:
+    asked: list[dict[int, int]] = []
+
+    def answer(questions):
+        asked.append(dict(questions))
+        smallest = min(questions, key=questions.__getitem__)
+        return {smallest: 1}
+
+    assert run_in_lockstep([adding(5, 1), adding(0, 2)], answer) == [6, 2]
+    assert asked == [{0: 5, 1: 0}, {0: 5, 1: 1}, {0: 5}]
+
+
 def test_nothing_to_run() -> None:
-    assert run_in_lockstep([], lambda questions: []) == []
+    assert run_in_lockstep([], lambda questions: {}) == []
 
 
 @pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt()])
