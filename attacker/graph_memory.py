@@ -1,7 +1,8 @@
 """How many local steps' graphs fit into memory, so that no more is recomputed than must be.
 
-Keeping the whole graph costs the least time. Where it does not fit, the longest segment that fits is taken: see
-`attacker.segments`.
+Keeping the whole graph costs the least time: segments took 1.2 to 1.9 times as long wherever both were measured
+(benchmarks/results/local_update.md), so that memory decides and nothing is timed. Where it does not fit, the longest
+segment that fits is taken: see `attacker.segments`.
 """
 
 import math
