@@ -242,6 +242,8 @@ def company() -> Company | None:
 def in_company(own: Company) -> Generator[None]:
     """Let simulations inside be computed with those of others."""
     token = _COMPANY.set(own)
+    # OpenMP counts by thread, and a new one would take all cores.
+    torch.set_num_threads(torch.get_num_threads())
     try:
         # An adjoint waits for those of the others, which the one thread that autograd has for a GPU could not.
         with torch.autograd.set_multithreading_enabled(False):

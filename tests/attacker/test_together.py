@@ -1,8 +1,12 @@
 """Attacks side by side: what each finds is what it finds alone, whichever way their simulations are computed."""
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -228,6 +232,30 @@ def test_derivatives_may_be_taken_late_or_not_at_all(batches: list[int]) -> None
     for seed, found in enumerate(attack_together(attack, [own] * 4, generators=draw(0, 1, 2, 3))):
         same(found, attack(own, generator=draw(seed)[0]))
     assert batches
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted as Linux lists them")
+def test_attacks_take_no_more_threads_than_they_may() -> None:
+    code = """
+import os, threading, torch
+from attacker.joint_simulation import Company, JointSimulation, in_company
+from attacker.lockstep import run_in_lockstep
+
+torch.set_num_threads(1)
+images, weights = torch.randn(50, 32, 28, 28), torch.randn(64, 32, 3, 3)
+
+def attack(ask):
+    with in_company(Company(ask, JointSimulation(on_step=print))):
+        before = len(os.listdir("/proc/self/task"))
+        torch.nn.functional.conv2d(images, weights)
+        return len(os.listdir("/proc/self/task")) - before
+
+print(*run_in_lockstep([attack, attack], lambda questions: {}))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["0", "0"]
 
 
 def test_no_more_side_by_side_than_asked_for(batches: list[int]) -> None:
