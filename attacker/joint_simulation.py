@@ -16,6 +16,7 @@ from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from attacker.attack import OnStep, Progress, StopAttackError
 from attacker.gradient_clipping import GradientClipping
@@ -261,6 +262,7 @@ class _OfBatch(torch.autograd.Function):
         return tuple(tensor[place.position].detach() for tensor in place.batch.updates.values())
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return None, None, ctx.ask(_Adjoint(ctx.place, outer))
 
