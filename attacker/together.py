@@ -16,8 +16,8 @@ from attacker.lockstep import Ask, run_in_lockstep
 from attacker.observation import Observation
 from attacker.placement import device_of
 
-# On a CPU 8 have most of the gain where there is one, and of a larger network 32 as one batch took 1.8 times the time of
-# one by one (benchmarks/results/throughput.md). A GPU has room for more.
+# On a CPU 8 have most of the gain where there is one, and 32 clients of a larger network were slower than one by one
+# (benchmarks/results/throughput.md). A GPU has room for more.
 _ON_CPU = 8
 _ON_GPU = 32
 

@@ -180,7 +180,7 @@ def workers(setting: dict[str, Any], clients: int, steps: int) -> dict[str, floa
     cores = os.cpu_count() or 1
     count = min(clients, cores)
     context = multiprocessing.get_context("spawn")
-    barrier, spent = context.Barrier(count + 1), context.Array("d", count)
+    barrier, spent = context.Barrier(count + 1, timeout=1800), context.Array("d", count)
     shares = [len(range(worker, clients, count)) for worker in range(count)]
     # A few tiny steps are over before a clock could tell them.
     rounds = 1 if setting["model"] == "femnist_cnn" else 20
