@@ -145,12 +145,12 @@ def in_own_process(**line: Any) -> dict[str, float]:
 def throughput(name: str, steps: int) -> list[dict[str, Any]]:
     """Return a line for each number of clients: both ways, as multiples of one client alone."""
     setting = SETTINGS[name]
-    steps *= 1 if setting["model"] == "femnist_cnn" else 10  # short ones scatter more
-    alone = in_own_process(**setting, clients=None, steps=steps)
+    repeats = steps if setting["model"] == "femnist_cnn" else 10 * steps  # short ones scatter more
+    alone = in_own_process(**setting, clients=None, steps=repeats)
     walls = {clients: workers(setting, clients, steps) for clients in CLIENTS}
     found: list[dict[str, Any]] = []
     for clients in CLIENTS:
-        batch = in_own_process(**setting, clients=clients, steps=steps)
+        batch = in_own_process(**setting, clients=clients, steps=repeats)
         own = walls[clients]
         found.append(
             {
