@@ -31,6 +31,9 @@ from fl_sim.records import LocalTraining
 # A batch holds the graphs of all at once, and a smaller gain is within what two measurements of the same differ by.
 _WORTH_IT = 0.8
 
+_ENOUGH_SECONDS = 3.0
+_MOST_ROUNDS = 10
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSimulation:
@@ -330,27 +333,33 @@ def _measured(clients: Sequence[ClientSimulation], plan: GraphPlan) -> Choice:
         update = list(replace(clients[0], images=images).alone().values())
         torch.autograd.grad(update, images, update)
 
+    of_all, of_one = _fastest((together, alone), device)
     return Choice(
         clients=len(clients),
-        seconds_together=_seconds(together, device),
-        seconds_alone=len(clients) * _seconds(alone, device),
+        seconds_together=of_all,
+        seconds_alone=len(clients) * of_one,
         plan=plan,
     )
 
 
-def _seconds(step: Callable[[], None], device: torch.device) -> float:
-    """Return the lower of two times of a step, after one that prepares."""
-    # A thread's own time is not disturbed by what else runs on the machine, but does not see torch's other threads.
+def _fastest(steps: Sequence[Callable[[], None]], device: torch.device) -> list[float]:
+    """Return the lowest time of each step in seconds: in turns, after one that prepares, the short ones more often."""
+    # A thread's own time is hardly disturbed by what else runs on the machine, but does not see torch's other threads.
     is_own = device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.thread_time if is_own else time.perf_counter
-    found: list[float] = []
-    for _ in range(3):
-        _wait_for(device)
-        started = clock()
-        step()
-        _wait_for(device)
-        found.append(clock() - started)
-    return min(found[1:])
+    found: list[list[float]] = []
+    began = time.perf_counter()
+    while len(found) < 3 or (len(found) < _MOST_ROUNDS and time.perf_counter() - began < _ENOUGH_SECONDS):
+        found.append([_seconds(step, device, clock) for step in steps])
+    return [min(times) for times in zip(*found[1:], strict=True)]
+
+
+def _seconds(step: Callable[[], None], device: torch.device, clock: Callable[[], float]) -> float:
+    _wait_for(device)
+    started = clock()
+    step()
+    _wait_for(device)
+    return clock() - started
 
 
 def _wait_for(device: torch.device) -> None:

@@ -101,8 +101,8 @@ def seeds_of(generator: torch.Generator, number: int) -> list[int]:
 
 def test_the_choice_is_measured_and_neither_way_is_always_right(batches: list[int], monkeypatch) -> None:
     monkeypatch.setattr(joint_simulation, "_WORTH_IT", 0.8)
-    for seconds, expected in ((iter([1.0, 1.0]), True), (iter([2.9, 1.0]), False)):
-        monkeypatch.setattr(joint_simulation, "_seconds", lambda step, device, told=seconds: next(told))
+    for seconds, expected in ([1.0, 1.0], True), ([2.9, 1.0], False):
+        monkeypatch.setattr(joint_simulation, "_fastest", lambda steps, device, told=seconds: told)
         batches.clear()
         found = attack_together(SHORT["paper"], [client()] * 3, generators=draw(0, 1, 2))
         assert bool(batches) == expected
@@ -113,7 +113,8 @@ def test_the_choice_is_measured_and_neither_way_is_always_right(batches: list[in
 def test_a_step_is_really_timed(batches: list[int], monkeypatch) -> None:
     monkeypatch.setattr(joint_simulation, "_WORTH_IT", 0.0)
     attack_together(SHORT["paper"], [client()] * 2, generators=draw(0, 1))
-    assert batches == [2, 2, 2]
+    assert set(batches) == {2}
+    assert 3 <= len(batches) <= 10
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
