@@ -45,7 +45,7 @@ from fl_sim.seeds import generator
 CLIENTS = (1, 2, 8, 32)
 SETTINGS: dict[str, dict[str, Any]] = {
     "FEMNIST, 5 full-batch steps": {"model": "femnist_cnn", "num_images": 50, "epochs": 10, "simulation": 5},
-    "digits, full (U = 4)": {"model": "convnet", "num_images": 10, "epochs": 2, "simulation": "full"},
+    "8x8 pictures, full (U = 4)": {"model": "convnet", "num_images": 10, "epochs": 2, "simulation": "full"},
 }
 WIDTHS = (0.25, 0.5, 1.0, 2.0)
 BATCH_SIZE = 5
