@@ -1,7 +1,8 @@
 """How many local steps' graphs fit into memory, so that no more is recomputed than must be.
 
-Keeping the whole graph costs the least time. Where it does not fit, the longest segment that fits is taken: see
-`attacker.segments`.
+Keeping the whole graph costs the least time: segments took 1.2 to 1.9 times as long wherever both were measured
+(benchmarks/results/local_update.md), so that memory decides and nothing is timed. Where it does not fit, the longest
+segment that fits is taken: see `attacker.segments`.
 """
 
 import math
@@ -26,12 +27,25 @@ class GraphPlan:
         segment_length: Of them whose graph is held at a time; ``None``: of all.
         bytes_at_once: Estimate of what that takes.
         bytes_of_whole: Estimate of what the whole graph would take.
+        step_bytes: Graph of one gradient.
+        state_bytes: Stored state before a segment.
     """
 
     num_steps: int
     segment_length: int | None
     bytes_at_once: int
     bytes_of_whole: int
+    step_bytes: int
+    state_bytes: int
+
+    def of_several(self, clients: int, budget: int) -> "GraphPlan":
+        """Return the plan for so many such simulations at once."""
+        return plan_graph(
+            self.num_steps,
+            step_bytes=clients * self.step_bytes,
+            state_bytes=clients * self.state_bytes,
+            budget=budget,
+        )
 
     def __str__(self) -> str:
         """One line for a person."""
@@ -57,12 +71,19 @@ def plan_graph(num_steps: int, *, step_bytes: int, state_bytes: int, budget: int
     def needed(length: int) -> int:
         return length * step_bytes + math.ceil(num_steps / length) * state_bytes
 
-    if whole <= budget:
-        return GraphPlan(num_steps=num_steps, segment_length=None, bytes_at_once=whole, bytes_of_whole=whole)
-    lengths = range(1, num_steps + 1)
-    fitting = [length for length in lengths if needed(length) <= budget]
-    length = max(fitting) if fitting else min(lengths, key=needed)
-    return GraphPlan(num_steps=num_steps, segment_length=length, bytes_at_once=needed(length), bytes_of_whole=whole)
+    length: int | None = None
+    if whole > budget:
+        lengths = range(1, num_steps + 1)
+        fitting = [length for length in lengths if needed(length) <= budget]
+        length = max(fitting) if fitting else min(lengths, key=needed)
+    return GraphPlan(
+        num_steps=num_steps,
+        segment_length=length,
+        bytes_at_once=whole if length is None else needed(length),
+        bytes_of_whole=whole,
+        step_bytes=step_bytes,
+        state_bytes=state_bytes,
+    )
 
 
 def graph_bytes(compute: Callable[[], object]) -> int:

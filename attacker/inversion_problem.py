@@ -13,6 +13,7 @@ from attacker.adaptation import Adaptation, adaptation
 from attacker.adaptation.link import Client
 from attacker.distances import Distance, cosine_distance, relative_squared_l2
 from attacker.graph_memory import GraphPlan, graph_bytes, memory_budget, plan_graph
+from attacker.joint_simulation import ClientSimulation, company
 from attacker.labels import LABEL_RECOVERIES
 from attacker.local_steps import Simulation, held_steps
 from attacker.local_update import simulate_local_update
@@ -144,28 +145,30 @@ class InversionProblem:
             images_at_once: Holds memory down, see `simulate_local_update`.
             whole_graph: Calls the model for each gradient only once, for those who watch its layers.
         """
-        segment_length = None
+        plan = None
         if pixels.requires_grad and torch.is_grad_enabled() and not whole_graph:
-            segment_length = self._graph_plan(pixels, simulation, images_at_once).segment_length
+            plan = self._graph_plan(pixels, simulation, images_at_once)
         own_images = pixels.split(self.members, dim=-4)
         own_labels = (self.labels if labels is None else labels).split(self.members)
         own_orders = [self.order] * len(self.members) if orders is None else orders
-        gradients = [
-            simulate_local_update(
-                self.model,
-                self.parameters,
-                self.buffers,
-                images,
-                attributed,
-                self.recipe,
+        simulations = [
+            ClientSimulation(
+                model=self.model,
+                parameters=self.parameters,
+                buffers=self.buffers,
+                images=images,
+                labels=attributed,
+                recipe=self.recipe,
                 simulation=simulation,
                 order=order,
                 images_at_once=images_at_once,
-                segment_length=segment_length,
                 clipping=None if self.adaptation is None else self.adaptation.clipping,
+                plan=plan,
             )
             for images, attributed, order in zip(own_images, own_labels, own_orders, strict=True)
         ]
+        others = None if whole_graph or len(self.members) > 1 else company()
+        gradients = [own.alone() if others is None else others.simulate(own) for own in simulations]
         if len(gradients) == 1:
             return gradients[0] if self.adaptation is None else self.adaptation.follow(gradients[0])
         # Each is the mean over the client's own steps; the update adds up steps.

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from attacker.chunked_gradient import chunked_gradient, couples_images
 from attacker.gradient_clipping import GradientClipping, clipped, mean_of_clipped_examples
+from attacker.held_sgd import HeldSgd, held_factors
 from attacker.local_steps import HeldStep, Simulation, held_steps, takes_shared_images
 from attacker.segments import TrainingState, follow_in_segments
 from fl_sim.parameters import Parameters, scale, subtract
@@ -75,7 +76,9 @@ def simulate_local_update(
             "BatchNorm in training mode"
         )
     steps = held_steps(simulation, recipe, len(labels), order)
-    training = _LocalTraining(model=model, recipe=recipe, images_at_once=images_at_once, clipping=clipping)
+    training = HeldSgd(
+        gradient_of=_GradientOfOne(model=model, images_at_once=images_at_once, clipping=clipping), recipe=recipe
+    )
     start = TrainingState(
         weights={name: tensor.detach() for name, tensor in parameters.items()},
         velocity={name: torch.zeros_like(tensor) for name, tensor in parameters.items()} if recipe.momentum else {},
@@ -91,72 +94,32 @@ def simulate_local_update(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _LocalTraining:
-    """SGD with momentum on gradients that may be held, from one state to the next."""
+class _GradientOfOne:
+    """The gradient of one client; see `attacker.held_sgd.GradientOf`."""
 
     model: nn.Module
-    recipe: LocalTraining
     images_at_once: int | None
     clipping: GradientClipping
 
     def __call__(
         self,
-        state: TrainingState,
-        images: Tensor,
-        labels: Tensor,
-        steps: Sequence[HeldStep],
-        *,
-        differentiable: bool,
-    ) -> TrainingState:
-        weights, velocity, eta = state.weights, state.velocity, self.recipe.learning_rate
-        for step in steps:
-            own = images if images.dim() == 4 else images[step.epoch]
-            gradient = self._gradient(
-                weights, state.buffers, own[step.chosen], labels[step.chosen], differentiable=differentiable
-            )
-            kept, from_velocity, from_gradient, to_velocity = _held(self.recipe.momentum, step.num_steps)
-            weights = _moved(weights, gradient, -eta * from_gradient)
-            if self.recipe.momentum:
-                weights = _moved(weights, velocity, -eta * from_velocity)
-                velocity = _moved(scale(velocity, kept), gradient, to_velocity)
-        return TrainingState(weights=weights, velocity=velocity, buffers=state.buffers)
-
-    def _gradient(
-        self,
         weights: Parameters,
         buffers: Mapping[str, Tensor],
         images: Tensor,
         labels: Tensor,
+        step: HeldStep,
         *,
         differentiable: bool,
     ) -> dict[str, Tensor]:
-        norm = self.clipping.example
-        if self.images_at_once is None or len(images) <= self.images_at_once:
-            gradient = _gradient(self.model, weights, buffers, images, labels, norm=norm, differentiable=differentiable)
+        own = (images if images.dim() == 4 else images[step.epoch])[step.chosen]
+        attributed, norm, size = labels[step.chosen], self.clipping.example, self.images_at_once
+        if size is None or len(own) <= size:
+            gradient = _gradient(
+                self.model, weights, buffers, own, attributed, norm=norm, differentiable=differentiable
+            )
         else:
-            size = self.images_at_once
-            gradient = _gradient_in_parts(self.model, weights, buffers, images, labels, norm=norm, size=size)
+            gradient = _gradient_in_parts(self.model, weights, buffers, own, attributed, norm=norm, size=size)
         return gradient if self.clipping.step == math.inf else clipped(gradient, self.clipping.step)
-
-
-def _moved(start: Parameters, direction: Parameters, distance: float) -> dict[str, Tensor]:
-    """Return ``start + distance * direction`` in one pass over memory, which is what a local step mostly costs."""
-    return {name: torch.add(tensor, direction[name], alpha=distance) for name, tensor in start.items()}
-
-
-def _held(momentum: float, num_steps: int) -> tuple[float, float, float, float]:
-    """Sum s steps of SGD with momentum mu on one held gradient g, from velocity v, in closed form.
-
-        v_s = mu^s v + (1 - mu^s) / (1 - mu) g
-        w_0 - w_s = eta (S v + (s - S) / (1 - mu) g),   S = mu + ... + mu^s = mu (1 - mu^s) / (1 - mu)
-
-    Returns:
-        The factors of v in v_s, of v in the step, of g in the step, and of g in v_s.
-    """
-    kept = momentum**num_steps
-    geometric = (1.0 - kept) / (1.0 - momentum)
-    from_velocity = momentum * geometric
-    return kept, from_velocity, (num_steps - from_velocity) / (1.0 - momentum), geometric
 
 
 def gradient_gain(recipe: LocalTraining, num_examples: int) -> float:
@@ -167,7 +130,7 @@ def gradient_gain(recipe: LocalTraining, num_examples: int) -> float:
         num_examples: N_c.
     """
     num_steps = recipe.steps(num_examples)
-    return _held(recipe.momentum, num_steps)[2] / num_steps
+    return held_factors(recipe.momentum, num_steps)[2] / num_steps
 
 
 def _gradient(

@@ -85,7 +85,7 @@ def attack_within(
     planned: Attack = _with_steps(attack, min(steps, affordable))
     restarts = min(_MOST_RESTARTS, affordable // steps)
     if restarts > 1 and getattr(attack, "restarts", 1) == 1:
-        planned = BestOf(attack=planned, restarts=restarts)
+        planned = BestOf(attack=planned, restarts=restarts, side_by_side=False)
     found = planned(known, generator=draw(), on_step=watch)
     return TimedAttack(reconstruction=found, num_steps=watch.num_steps, seconds=clock() - started)
 

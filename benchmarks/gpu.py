@@ -1,15 +1,22 @@
 """Table 1's FEMNIST column on one device, as many clients as fit into some minutes: seconds, memory and PSNR.
 
     python benchmarks/gpu.py --data-folder ../shared/data --minutes 8 --device cuda --output gpu.md
+    python benchmarks/gpu.py --data-folder ../shared/data --device cuda --compare 1 8 32
 
 Needs torch, numpy and scipy, and the packages `attacker`, `clients` and `fl_sim` on the path: no Flower, no Ray, no
 pydantic. Rows: E and m of the paper's Table 1, eta = 0.004, N_c = 50, random batches, label counts known (an upper
 bound). Attacks: the paper's recipe (`ours_prior`) and this project's (`feature_span`), 400 and 300 steps unless
-`--steps` says otherwise. Client by client, each with all rows and attacks, until the time is up; an attack that is
-under way then is given up and not counted.
+`--steps` says otherwise. Some clients are attacked at once (`--at-once`, 32 on a GPU), each such group with all rows
+and attacks, group by group until the time is up; an attack that is under way then is given up and not counted.
 
-seconds a client  wall time of the whole attack;  seconds a step  the same over its optimisation steps
+seconds a client  wall time of the whole attack, divided by the clients at once
+seconds a step    wall time of one optimisation step of all clients at once
 memory            the largest that torch held on the device during an attack (the process, on a CPU)
+
+With `--compare` the first clients are attacked for some steps in groups of the given sizes instead, for E = 10, m = 5
+unless `--rows` says otherwise: what a step of so many clients at once costs, as a multiple of the first size. The bar
+of this project: 32 clients at once at most 4 times one client. The engine alone is a step of the simulation with its
+derivative, without priors, optimiser and whatever else an attack does for each client by itself.
 
 `femnist_like_10k.npz` are EMNIST characters made to look like FEMNIST, without writers: not the paper's data.
 """
@@ -19,16 +26,20 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import torch
 from femnist_client import FILE, SEED, observe, private_batch
 from torch import Tensor
 
 from attacker.attack import Progress
+from attacker.inversion_problem import inversion_problem
+from attacker.local_steps import Simulation
+from attacker.many_local_updates import simulate_many_local_updates
 from attacker.matching import match
 from attacker.metrics.psnr import psnr_db
 from attacker.observation import Observation
@@ -36,23 +47,26 @@ from attacker.placement import on_device
 from attacker.recipes.feature_span import FeatureSpan
 from attacker.recipes.fedavg_leakage import FedAvgLeakage
 from attacker.threat_models import KNOWN_LABEL_COUNTS
+from attacker.together import attack_together
 from fl_sim.records import LocalTraining
 from fl_sim.seeds import generator
 
 ROWS = ((1, 5), (5, 5), (10, 10), (10, 5), (10, 1))
 THRESHOLD_DB = 20.0
+AT_ONCE = {"cuda": 32}
+COMPARED_STEPS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One attack on one client."""
+    """One attack on one client; seconds of a step and memory are those of all that were attacked at once."""
 
     epochs: int
     batch_size: int
     method: str
     client: int
     seconds: float
-    steps: int
+    seconds_a_step: float
     memory_bytes: int
     psnr_db: float
     recovered_share: float
@@ -80,10 +94,35 @@ def attacks(steps: int | None) -> dict[str, FedAvgLeakage | FeatureSpan]:
     }
 
 
+def compared(steps: int) -> dict[str, FedAvgLeakage | FeatureSpan]:
+    """Return what a step is compared of: all steps of the paper's recipe are alike, and those of our coarse part."""
+    return {"ours_prior": FedAvgLeakage(steps=steps), "feature_span": FeatureSpan(steps=steps, rounds=0)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Private:
+    """One client: its images and what the server sees of them."""
+
+    client: int
+    images: Tensor
+    observation: Observation
+
+
+def privates(options: argparse.Namespace, clients: Sequence[int], epochs: int, batch_size: int) -> list[Private]:
+    """Train some clients and return them."""
+    recipe = LocalTraining(epochs=epochs, batch_size=batch_size, learning_rate=0.004)
+    found: list[Private] = []
+    for client in clients:
+        images, labels = private_batch(options.data_folder / FILE, client, options.images)
+        observation = observe(images, labels, client, recipe, KNOWN_LABEL_COUNTS)
+        found.append(Private(client=client, images=images, observation=observation))
+    return found
+
+
 def measure(
-    attack: FedAvgLeakage | FeatureSpan, observation: Observation, images: Tensor, device: torch.device, end: float
-) -> tuple[float, int, int, Tensor]:
-    """Attack, and return seconds, steps, bytes and the PSNR of each image in dB.
+    attack: FedAvgLeakage | FeatureSpan, group: Sequence[Private], device: torch.device, end: float
+) -> list[tuple[float, float, int, Tensor]]:
+    """Attack at once; return seconds, seconds a step and bytes of all, and the PSNR of each image in dB, by client.
 
     Raises:
         TimeIsUpError: If ``end``, of the monotonic clock, passes.
@@ -96,14 +135,104 @@ def measure(
         if time.monotonic() > end:
             raise TimeIsUpError
 
-    seen = on_device(observation, device)
+    seen = [on_device(private.observation, device) for private in group]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     started = time.monotonic()
-    reconstruction = attack(seen, generator=generator(SEED, "attack"), on_step=count)
-    found = reconstruction.images.cpu()  # waits for the device
+    reconstructions = attack_together(
+        attack,
+        seen,
+        generators=[generator(SEED, "attack") for _ in seen],
+        at_once=len(seen),
+        on_step=count,
+    )
     seconds = time.monotonic() - started
-    return seconds, steps, memory(device), psnr_db(found[match(images, found)], images)
+    held, num_steps = memory(device), steps / len(seen)
+    return [
+        (
+            seconds / len(seen),
+            seconds / num_steps,
+            held,
+            psnr_db(found.images[match(own.images, found.images)], own.images),
+        )
+        for own, found in zip(group, reconstructions, strict=True)
+    ]
+
+
+def seconds_a_step(
+    attack: FedAvgLeakage | FeatureSpan, group: Sequence[Private], device: torch.device
+) -> tuple[float, str]:
+    """Return the median wall time of a step of all clients at once, and how the attack says it was computed."""
+    times: list[float] = []
+
+    def note(progress: Progress) -> None:
+        times.append(time.perf_counter())
+
+    seen = [on_device(private.observation, device) for private in group]
+    draws = [generator(SEED, "attack") for _ in seen]
+    found = attack_together(attack, seen, generators=draws, at_once=len(seen), on_step=note)
+    ends = times[len(seen) - 1 :: len(seen)]
+    # The first steps prepare and measure.
+    steps = [later - earlier for earlier, later in pairwise(ends[1:])]
+    remarks = [remark for remark in found[0].remarks if "attacks computed" in remark]
+    return median(steps), "; ".join(remarks) or "alone"
+
+
+def engine_seconds(group: Sequence[Private], device: torch.device, simulation: Simulation, repeats: int = 3) -> float:
+    """Return the lowest wall time of a simulation of all clients as one batch with its derivative by the images."""
+    problems = [
+        inversion_problem(on_device(own.observation, device), "automatic", generator(SEED, "attack")) for own in group
+    ]
+    first = problems[0]
+
+    def stacked(tensors: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.stack([own[name] for own in tensors]) for name in tensors[0]}
+
+    parameters, buffers = stacked([own.parameters for own in problems]), stacked([own.buffers for own in problems])
+    images = torch.stack([own.to_pixels(own.noise(generator(SEED, "attack"))) for own in problems]).requires_grad_()
+    labels = torch.stack([own.labels for own in problems])
+    seconds: list[float] = []
+    for _ in range(repeats + 1):
+        wait_for(device)
+        started = time.perf_counter()
+        found = simulate_many_local_updates(
+            first.model, parameters, buffers, images, labels, first.recipe, simulation=simulation
+        )
+        updates = list(found.values())
+        torch.autograd.grad(updates, images, updates)
+        wait_for(device)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def compare(options: argparse.Namespace, device: torch.device) -> str:
+    """Return Markdown: what a step costs for groups of each size, beside the first."""
+    lines = [
+        "| E, m | what | clients at once | seconds a step | ratio | computed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for epochs, batch_size in options.rows or ((10, 5),):
+        group = privates(options, options.clients[: max(options.compare)], epochs, batch_size)
+        for method, attack in compared(options.steps or COMPARED_STEPS).items():
+            found = [seconds_a_step(attack, group[:size], device) for size in options.compare]
+            lines += [
+                f"| {epochs}, {batch_size} | {method} | {size} | {seconds:.4f} | {seconds / found[0][0]:.2f} | {how} |"
+                for size, (seconds, how) in zip(options.compare, found, strict=True)
+            ]
+        for simulation in ("full", 5):
+            engine = [engine_seconds(group[:size], device, simulation) for size in options.compare]
+            lines += [
+                f"| {epochs}, {batch_size} | engine alone, {simulation} | {size} | {seconds:.4f} "
+                f"| {seconds / engine[0]:.2f} | one batch |"
+                for size, seconds in zip(options.compare, engine, strict=True)
+            ]
+    return "\n".join(lines)
 
 
 def memory(device: torch.device) -> int:
@@ -124,7 +253,7 @@ def table(found: Sequence[Measurement]) -> str:
         own = [each for each in found if (each.epochs, each.batch_size, each.method) == (epochs, batch_size, method)]
         lines.append(
             f"| {epochs}, {batch_size} | {method} | {len(own)} | {fmean(each.seconds for each in own):.1f} "
-            f"| {fmean(each.seconds / each.steps for each in own):.4f} "
+            f"| {fmean(each.seconds_a_step for each in own):.4f} "
             f"| {max(each.memory_bytes for each in own) / 2**20:.0f} | {fmean(each.psnr_db for each in own):.1f} "
             f"| {fmean(each.recovered_share for each in own):.0%} |"
         )
@@ -139,7 +268,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--clients", type=int, nargs="+", default=list(range(100, 150)))
     parser.add_argument("--images", type=int, default=50, help="of each client")
-    parser.add_argument("--rows", type=row, nargs="+", default=ROWS, metavar="E,m")
+    parser.add_argument("--at-once", type=int, help="clients attacked at once; default: 32 on a GPU, else 1")
+    parser.add_argument("--compare", type=int, nargs="+", metavar="B", help="groups of these sizes, for some steps")
+    parser.add_argument("--rows", type=row, nargs="+", metavar="E,m")
     parser.add_argument("--steps", type=int, help="of each attack; default: its own")
     parser.add_argument("--output", type=Path, help="Markdown; written after each attack")
     options = parser.parse_args(arguments)
@@ -148,34 +279,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"error: {path} does not exist; name its folder with --data-folder")
     device = torch.device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
-    heading = f"{name}, torch {torch.__version__}; `femnist_like_10k`, N_c = {options.images}, label counts known\n"
+    heading = f"{name}, torch {torch.__version__}; `femnist_like_10k`, N_c = {options.images}, label counts known"
+    if options.compare:
+        if not 0 < min(options.compare) <= max(options.compare) <= len(options.clients):
+            raise SystemExit(f"error: --compare takes sizes from 1 to {len(options.clients)}, the number of --clients")
+        text = f"{heading}\n\n{compare(options, device)}\n"
+        if options.output:
+            options.output.write_text(text, encoding="utf-8")
+        print(text)
+        return
+    size = AT_ONCE.get(device.type, 1) if options.at_once is None else options.at_once
+    if size < 1:
+        raise SystemExit(f"error: --at-once must be >= 1, got {size}")
+    heading = f"{heading}, {size} at once\n"
     end = time.monotonic() + 60 * options.minutes
     found: list[Measurement] = []
-    for client in options.clients:
-        images, labels = private_batch(path, client, options.images)
-        for epochs, batch_size in options.rows:
-            recipe = LocalTraining(epochs=epochs, batch_size=batch_size, learning_rate=0.004)
-            observation = observe(images, labels, client, recipe, KNOWN_LABEL_COUNTS)
+    for start in range(0, len(options.clients), size):
+        clients = options.clients[start : start + size]
+        for epochs, batch_size in options.rows or ROWS:
+            group = privates(options, clients, epochs, batch_size)
             for method, attack in attacks(options.steps).items():
                 try:
-                    seconds, steps, held, decibels = measure(attack, observation, images, device, end)
+                    measured = measure(attack, group, device, end)
                 except TimeIsUpError:
-                    print(f"time is up in client {client}, E = {epochs}, m = {batch_size}, {method}")
+                    named = ", ".join(map(str, clients))
+                    print(f"time is up in client {named}, E = {epochs}, m = {batch_size}, {method}")
                     print(f"{heading}\n{table(found)}")
                     return
-                found.append(
+                found += [
                     Measurement(
                         epochs=epochs,
                         batch_size=batch_size,
                         method=method,
-                        client=client,
+                        client=private.client,
                         seconds=seconds,
-                        steps=steps,
+                        seconds_a_step=of_a_step,
                         memory_bytes=held,
                         psnr_db=float(decibels.mean()),
                         recovered_share=float((decibels > THRESHOLD_DB).double().mean()),
                     )
-                )
+                    for private, (seconds, of_a_step, held, decibels) in zip(group, measured, strict=True)
+                ]
                 if options.output:
                     options.output.write_text(f"{heading}\n{table(found)}\n", encoding="utf-8")
     print(f"{heading}\n{table(found)}")

@@ -225,8 +225,24 @@ def markdown(result: dict[str, Any]) -> str:
             "",
             f"Steps a second of one worker: {one:.2f}, of two together: {two:.2f}, ratio {two / one:.2f}.",
             "",
+            *what_decides(result["lines"]),
+            "",
         ]
     )
+
+
+def what_decides(lines: list[dict[str, Any]]) -> list[str]:
+    """Return what the lines say about the choice between the whole graph and segments."""
+    by_line = {(line["num_images"], line["num_steps"], line["variant"]): line["seconds"] for line in lines}
+    settings = {(line["num_images"], line["num_steps"]) for line in lines}
+    ratios = [by_line[*setting, "segments"] / by_line[*setting, "whole"] for setting in settings]
+    return [
+        f"Segments took {min(ratios):.2f} to {max(ratios):.2f} times the time of the whole graph, in every one of the "
+        f"{len(ratios)} settings more. So nothing is",
+        "to be timed there: the whole graph is taken wherever it fits, else the longest segments that fit, and only "
+        "memory decides",
+        "(`attacker/graph_memory.py`). Where time decides, batch or one by one, it is measured: see `throughput.md`.",
+    ]
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

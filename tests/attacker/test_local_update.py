@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from small_problems import cnn, mlp, pictures, seeded, spec
 from torch import Tensor, nn
 
+from attacker.held_sgd import held_factors
 from attacker.local_steps import SIMULATIONS, held_steps
-from attacker.local_update import _held, gradient_gain, simulate_local_update
+from attacker.local_update import gradient_gain, simulate_local_update
 from clients.local_training import train_locally
 from fl_sim.batch_order import epoch_order
 from fl_sim.models import Normalisation
@@ -115,7 +116,7 @@ def test_variants_agree_where_nothing_is_held(momentum: float) -> None:
 @given(recipe=recipes, num_images=st.integers(1, 5))
 def test_held_gradient_equals_many_steps_with_a_constant_gradient(recipe: LocalTraining, num_images: int) -> None:
     num_steps, velocity, position = recipe.steps(num_images), 0.7, 0.0
-    kept, from_velocity, from_gradient, to_velocity = _held(recipe.momentum, num_steps)
+    kept, from_velocity, from_gradient, to_velocity = held_factors(recipe.momentum, num_steps)
     expected = (kept * velocity + to_velocity * 2.0, -(from_velocity * velocity + from_gradient * 2.0))
     for _ in range(num_steps):
         velocity = recipe.momentum * velocity + 2.0

@@ -70,6 +70,38 @@ def test_a_tiny_run_prints_a_line_for_each_row_and_attack(
     assert (tmp_path / "gpu.md").read_text().count("ours_prior") == 2
 
 
+def test_clients_at_once_are_the_same_clients(
+    gpu: ModuleType, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attacker.joint_simulation._WORTH_IT", float("inf"))
+    found = []
+    for at_once in ("1", "2"):
+        arguments = ["--device", "cpu", "--clients", "0", "1", "--images", "2", "--rows", "2,2", "--steps", "2"]
+        gpu.main([*arguments, "--at-once", at_once, "--data-folder", str(data)])
+        printed = capsys.readouterr().out
+        assert f"{at_once} at once" in printed
+        lines = [line.split("|") for line in printed.splitlines() if line.startswith("| ")][1:]
+        found.append([(line[2].strip(), line[3].strip(), line[7].strip()) for line in lines])  # clients, PSNR
+    assert found[0] == found[1]
+
+
+def test_the_bar_is_measured_by_one_command(gpu: ModuleType, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--device", "cpu", "--clients", "0", "1", "--images", "2", "--rows", "2,1", "--steps", "4"]
+    gpu.main([*arguments, "--compare", "1", "2", "--data-folder", str(data)])
+    lines = [line.split("|")[2:7] for line in capsys.readouterr().out.splitlines() if line.startswith("| 2, 1")]
+    cells = [[cell.strip() for cell in line] for line in lines]
+    assert [(line[0], line[1]) for line in cells] == [
+        (what, size)
+        for what in ("ours_prior", "feature_span", "engine alone, full", "engine alone, 5")
+        for size in ("1", "2")
+    ]
+    assert [line[3] for line in cells[::2]] == ["1.00"] * 4
+    assert [line[4] for line in cells[:2]] == ["alone", cells[1][4]]
+    assert cells[1][4].startswith("2 attacks computed")
+    with pytest.raises(SystemExit, match="--compare takes sizes from 1 to 2"):
+        gpu.main([*arguments, "--compare", "1", "3", "--data-folder", str(data)])
+
+
 def test_when_the_time_is_up_nothing_half_done_is_counted(
     gpu: ModuleType, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
