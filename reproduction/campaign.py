@@ -178,7 +178,8 @@ def _cell(request: Request, row: Row, name: str) -> Cell:
         cohort=row.cohort,
     )
     together = "" if row.cohort == 1 else f" on the mean of {row.cohort} clients"
-    described = f"{threat_model}: {attack} {json.dumps(options, sort_keys=True)}{together}"
+    revision = "" if method.revision == 1 else f" (revision {method.revision})"
+    described = f"{threat_model}: {attack} {json.dumps(options, sort_keys=True)}{revision}{together}"
     keys = {
         (client, seed): MeasurementKey(
             federation=describe(row, request.data),

@@ -19,6 +19,7 @@ class Method:
         one_epoch: The method that this one equals for E = 1, so that it is not measured twice; ``None`` for itself.
         once: Whether the images are followed once instead of in every epoch.
         sees_batches: Whether the split into batches makes a difference.
+        revision: Counted up when the attack's defaults change, so that what was measured before does not count.
     """
 
     title: str
@@ -28,6 +29,7 @@ class Method:
     one_epoch: str | None = None
     once: bool = False
     sees_batches: bool = True
+    revision: int = 1
 
     def cost(self, recipe: LocalTraining, num_images: int) -> float:
         """Return the cost of one optimisation step, in images followed through an epoch of mini-batches."""
@@ -66,8 +68,10 @@ FEDAVG_METHODS: dict[str, Method] = {
         sees_batches=False,
         one_epoch="fedsgd",
     ),
-    # Five full-batch gradients for ten epochs, in three eighths of the steps, and the prior in each; then three, in half.
-    "feature_span": Method(title="feature span (this project)", attack="feature_span", gradients_per_image=0.2),
+    # Five full-batch gradients for ten epochs in three eighths of the steps, or three in half; the prior in every step.
+    "feature_span": Method(
+        title="feature span (this project)", attack="feature_span", revision=2, gradients_per_image=0.2
+    ),
     "feature_span_quick": Method(
         title="feature span, quick (this project)", attack="feature_span_quick", gradients_per_image=0.15
     ),

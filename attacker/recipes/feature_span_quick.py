@@ -19,6 +19,9 @@ class FeatureSpanQuick(FeatureSpan):
         round_steps: As there.
         orders: As there.
         simulation: As there.
+
+    References:
+        This project, see `FeatureSpan`.
     """
 
     steps: int = 60
