@@ -10,7 +10,6 @@ import argparse
 import datetime
 import json
 import platform
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -165,8 +164,7 @@ def main() -> None:
             arguments.output.with_suffix(".json").write_text(json.dumps([asdict(curve) for curve in curves], indent=1))
             arguments.output.with_suffix(".md").write_text(table(curves))
             draw(arguments.output.with_suffix(".png"), curves)
-    known = [curve.looks[-1].psnr_db for curve in curves]
-    print(table(curves) if known else "nothing measured", f"mean {statistics.mean(known):.1f} dB")
+    print(table(curves))
 
 
 if __name__ == "__main__":
