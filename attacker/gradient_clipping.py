@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
+from attacker.chunked_gradient import couples_images
 from fl_sim.parameters import Parameters
 
 
@@ -28,6 +29,18 @@ class GradientClipping:
 
     example: float = math.inf
     step: float = math.inf
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model whose examples cannot be clipped one by one.
+
+        Raises:
+            ValueError: If it has BatchNorm in training mode and examples are clipped.
+        """
+        if self.example < math.inf and couples_images(model):
+            raise ValueError(
+                f"clipping of examples needs a model that treats each image by itself, got {type(model).__name__} with "
+                "BatchNorm in training mode"
+            )
 
 
 def clipped(parameters: Parameters, norm: float, *, hidden_energy: float = 0.0) -> dict[str, Tensor]:

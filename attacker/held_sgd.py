@@ -3,7 +3,7 @@
     v <- mu v + g;   w <- w - eta v,        s steps on one held g in closed form
 
 Where the gradients come from is not decided here: `attacker.local_update` takes those of one client,
-`attacker.many_local_updates` those of several clients at once.
+`attacker.many_local_updates` those of several clients at once, whose tensors have one more axis in front.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from attacker.local_steps import HeldStep
-from attacker.segments import TrainingState
-from fl_sim.parameters import Parameters, scale
+from attacker.segments import TrainingState, follow_in_segments
+from fl_sim.parameters import Parameters, scale, subtract
 from fl_sim.records import LocalTraining
 
 
@@ -47,6 +47,45 @@ class HeldSgd:
 
     gradient_of: GradientOf
     recipe: LocalTraining
+
+    def mean_gradient(
+        self,
+        parameters: Parameters,
+        buffers: Mapping[str, Tensor],
+        images: Tensor,
+        labels: Tensor,
+        steps: Sequence[HeldStep],
+        *,
+        num_images: int,
+        segment_length: int | None,
+    ) -> dict[str, Tensor]:
+        """Return ``(w_0 - w_U) / (eta U)`` of a whole local training; differentiable where images or labels are.
+
+        Args:
+            parameters: w_0; the given tensors stay as they are, buffers too.
+            buffers: Before the first step.
+            images: Shaped as ``gradient_of`` takes them.
+            labels: Likewise.
+            steps: The gradients of the simulation.
+            num_images: N_c, of one client.
+            segment_length: Bounds the memory, see `attacker.segments`; ``None`` keeps the graph of all steps.
+        """
+        start = TrainingState(
+            weights={name: tensor.detach() for name, tensor in parameters.items()},
+            velocity={name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
+            if self.recipe.momentum
+            else {},
+            # BatchNorm updates its buffers in place, and several clients may be given as one expanded view.
+            buffers={
+                name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in buffers.items()
+            },
+        )
+        differentiable = (images.requires_grad or labels.requires_grad) and torch.is_grad_enabled()
+        if differentiable and segment_length is not None and segment_length < len(steps):
+            final = follow_in_segments(self, start, images, labels, steps, length=segment_length)
+        else:
+            final = self(start, images, labels, steps, differentiable=differentiable).weights
+        return scale(subtract(start.weights, final), 1.0 / (self.recipe.learning_rate * self.recipe.steps(num_images)))
 
     def __call__(
         self,

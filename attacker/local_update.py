@@ -19,8 +19,7 @@ from attacker.chunked_gradient import chunked_gradient, couples_images
 from attacker.gradient_clipping import GradientClipping, clipped, mean_of_clipped_examples
 from attacker.held_sgd import HeldSgd, held_factors
 from attacker.local_steps import HeldStep, Simulation, held_steps, takes_shared_images
-from attacker.segments import TrainingState, follow_in_segments
-from fl_sim.parameters import Parameters, scale, subtract
+from fl_sim.parameters import Parameters
 from fl_sim.records import LocalTraining
 
 
@@ -70,27 +69,14 @@ def simulate_local_update(
     _check_shapes(images, labels, recipe, order, simulation)
     _check_parts(model, labels, images_at_once)
     clipping = clipping or GradientClipping()
-    if clipping.example < math.inf and couples_images(model):
-        raise ValueError(
-            f"clipping of examples needs a model that treats each image by itself, got {type(model).__name__} with "
-            "BatchNorm in training mode"
-        )
+    clipping.check_model(model)
     steps = held_steps(simulation, recipe, len(labels), order)
     training = HeldSgd(
         gradient_of=_GradientOfOne(model=model, images_at_once=images_at_once, clipping=clipping), recipe=recipe
     )
-    start = TrainingState(
-        weights={name: tensor.detach() for name, tensor in parameters.items()},
-        velocity={name: torch.zeros_like(tensor) for name, tensor in parameters.items()} if recipe.momentum else {},
-        # BatchNorm updates its buffers in place; the given ones stay as they are.
-        buffers={name: tensor.detach().clone() for name, tensor in buffers.items()},
+    return training.mean_gradient(
+        parameters, buffers, images, labels, steps, num_images=len(labels), segment_length=segment_length
     )
-    differentiable = (images.requires_grad or labels.requires_grad) and torch.is_grad_enabled()
-    if differentiable and segment_length is not None and segment_length < len(steps):
-        final = follow_in_segments(training, start, images, labels, steps, length=segment_length)
-    else:
-        final = training(start, images, labels, steps, differentiable=differentiable).weights
-    return scale(subtract(start.weights, final), 1.0 / (recipe.learning_rate * recipe.steps(len(labels))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,12 +17,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
 
-from attacker.chunked_gradient import couples_images
 from attacker.gradient_clipping import GradientClipping, clipped, mean_of_clipped_examples
 from attacker.held_sgd import HeldSgd
 from attacker.local_steps import HeldStep, Simulation, held_steps, takes_shared_images
-from attacker.segments import TrainingState, follow_in_segments
-from fl_sim.parameters import Parameters, scale, subtract
+from fl_sim.parameters import Parameters
 from fl_sim.records import LocalTraining
 
 
@@ -61,28 +59,13 @@ def simulate_many_local_updates(
     """
     _check_shapes(parameters, buffers, images, labels, recipe, orders, simulation)
     clipping = clipping or GradientClipping()
-    if clipping.example < math.inf and couples_images(model):
-        raise ValueError(
-            f"clipping of examples needs a model that treats each image by itself, got {type(model).__name__} with "
-            "BatchNorm in training mode"
-        )
+    clipping.check_model(model)
     num_images = labels.shape[1]
     steps = _steps(simulation, recipe, num_images, orders)
     training = HeldSgd(gradient_of=_GradientOfEach(model=model, clipping=clipping), recipe=recipe)
-    start = TrainingState(
-        weights={name: tensor.detach() for name, tensor in parameters.items()},
-        velocity={name: torch.zeros_like(tensor) for name, tensor in parameters.items()} if recipe.momentum else {},
-        # BatchNorm updates its buffers in place, each client its own.
-        buffers={
-            name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in buffers.items()
-        },
+    return training.mean_gradient(
+        parameters, buffers, images, labels, steps, num_images=num_images, segment_length=segment_length
     )
-    differentiable = (images.requires_grad or labels.requires_grad) and torch.is_grad_enabled()
-    if differentiable and segment_length is not None and segment_length < len(steps):
-        final = follow_in_segments(training, start, images, labels, steps, length=segment_length)
-    else:
-        final = training(start, images, labels, steps, differentiable=differentiable).weights
-    return scale(subtract(start.weights, final), 1.0 / (recipe.learning_rate * recipe.steps(num_images)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,8 +3,8 @@
     r_i = share of h_i outside the span of the other features = 1 / (G^-1)_ii,    G the Gram matrix of h_i / ||h_i||
 
 Copies are where the span prior and the matching term both come to rest: a copy lies in the span, and at a label that
-two images have it explains half of the update. In r_i they stand out by far: among 50 characters of femnist_like_10k
-it is 0.005 at least and 0.015 in the median, and below 0.001 for copies.
+two images have it explains half of the update. In r_i they stand out: among the 50 characters of client 0 of
+femnist_like_10k it is 0.005 at least and 0.015 in the median, and 0.003 or less for what came out as copies.
 """
 
 import torch

@@ -37,6 +37,7 @@ class LaplaceNoise:
 
 def _laplace(like: Tensor, generator: torch.Generator) -> Tensor:
     # A sign, and an Exp(1) magnitude by inversion, from one uniform draw: less than half of the time of `exponential_`.
+    # Its resolution cuts the tail at 23 log 2, where one draw in eight million lies.
     doubled = 2 * torch.rand(like.shape, generator=generator, dtype=like.dtype)
     is_negative = doubled >= 1
     magnitude = -torch.log1p(is_negative.to(like.dtype) - doubled)

@@ -19,7 +19,7 @@ from reproduction.campaign import Request, cells_of
 from reproduction.data import PAPER_DATA
 from reproduction.experiments import describe, experiment_of
 from reproduction.measurements import Measurement, MeasurementFile, MeasurementKey
-from reproduction.methods import LABEL_METHODS
+from reproduction.methods import FEDAVG_METHODS, LABEL_METHODS
 from reproduction.paper import paper_cell
 from reproduction.summary import summarise
 from reproduction.tables import TABLES, find_table
@@ -83,6 +83,15 @@ def test_tables_share_what_they_have_in_common():
                 methods_by_key.setdefault(key, []).append(cell.method)
         for methods in methods_by_key.values():  # a line stands for several rows only where they are the same thing
             assert len(methods) == 1 or (name == "table8" and set(methods) <= {"fedsgd_epoch", "fedsgd"})
+
+
+def test_what_was_measured_with_other_defaults_does_not_count():
+    method = FEDAVG_METHODS["feature_span_quick"]
+    request = request_for("table1", methods={"feature_span_quick": method})
+    revised = replace(request, methods={"feature_span_quick": replace(method, revision=method.revision + 1)})
+    before, after = ({key for cell in cells_of(own) for key in cell.keys.values()} for own in (request, revised))
+    assert before
+    assert not before & after
 
 
 def test_defenses_of_table_6_act_on_every_example_as_in_the_released_code():
