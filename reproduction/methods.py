@@ -70,7 +70,7 @@ FEDAVG_METHODS: dict[str, Method] = {
     ),
     # Five full-batch gradients for ten epochs in three eighths of the steps, or three in half; the prior in every step.
     "feature_span": Method(
-        title="feature span (this project)", attack="feature_span", revision=2, gradients_per_image=0.2
+        title="feature span (this project)", attack="feature_span", revision=3, gradients_per_image=0.2
     ),
     "feature_span_quick": Method(
         title="feature span, quick (this project)", attack="feature_span_quick", gradients_per_image=0.15

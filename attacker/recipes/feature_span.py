@@ -4,7 +4,8 @@
 
 c follows the local training with a few full-batch gradients. First D is the layer-weighted squared L2; then, in rounds,
 the mean and the scatter of the update over random orders are sampled at the images so far (`attacker.order_noise`), and
-the weight of the span grows by far.
+the weight of the span grows by far. Between rounds, images that the update leaves in doubt (`attacker.image_doubt`) are
+searched anew, the others held.
 """
 
 import time
@@ -17,6 +18,7 @@ from torch import Tensor
 from attacker.attack import OnStep, Outcome, Progress, Reconstruction, ignore_progress
 from attacker.gradient_matching import Optimum, Search, minimise
 from attacker.held_matching import HeldMatching
+from attacker.image_doubt import doubts, less_doubtful
 from attacker.image_span import ImageSpan, NoSpan, image_span
 from attacker.inversion_problem import InversionProblem, inversion_problem
 from attacker.local_steps import Simulation
@@ -29,6 +31,9 @@ from attacker.recipes.ranges import check_at_least_one, check_not_negative, chec
 from attacker.recipes.reconstruction import reconstruction
 from attacker.schedules import Constant, CosineDecay, GeometricRamp, Schedule
 from attacker.wrappers import BestOf
+
+# What is less doubtful than a true image may be is not told apart.
+_NO_DOUBT = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +51,15 @@ class FeatureSpan:
         rounds: Rounds of the fine part; 0 leaves it out.
         round_steps: Gradients of the matching term in each round.
         hold: Adam steps for which each of them serves.
-        learning_rate: Of Adam at the start, in normalised units; falls to its half in the coarse part, and from there
-            to 0 in each round.
+        repair_steps: Adam steps, held as in the coarse part, in which images in doubt are searched anew before each
+            round but the first; after the round the less doubtful version of each image is kept. 0 leaves it out.
+        doubt: What an image has of its own and not in the update, as a share of all that it has of its own, above which
+            it is searched anew.
+        learning_rate: Of Adam at the start, in normalised units; falls to its half in the coarse part and in repairs,
+            and from there to 0 in each round.
         matching: Factor f of the matching term, which is 1 for a simulated update of zero.
         feature_span: Weight of the span prior at the start.
-        feature_span_fine: Its weight at the end of the coarse part, and at the start of each round.
+        feature_span_fine: Its weight at the end of the coarse part and of repairs, and at the start of each round.
         feature_span_end: Its weight at the end of each round; geometric in between.
         feature_volume: Weight, relative to that of the span, of the prior that no image is a copy or a mixture of
             others.
@@ -79,6 +88,8 @@ class FeatureSpan:
     rounds: int = 3
     round_steps: int = 25
     hold: int = 4
+    repair_steps: int = 100
+    doubt: float = 0.5
     learning_rate: float = 0.4
     matching: float = 250.0
     feature_span: float = 300.0
@@ -112,6 +123,7 @@ class FeatureSpan:
         )
         check_at_least_one(**({} if self.rank is None else {"rank": self.rank}))
         check_positive(
+            doubt=self.doubt,
             learning_rate=self.learning_rate,
             matching=self.matching,
             feature_span=self.feature_span,
@@ -122,6 +134,7 @@ class FeatureSpan:
         )
         check_not_negative(
             rounds=self.rounds,
+            repair_steps=self.repair_steps,
             orders=self.orders,
             feature_volume=self.feature_volume,
             quadratic_variation=self.quadratic_variation,
@@ -133,8 +146,9 @@ class FeatureSpan:
 
     @property
     def num_steps(self) -> int:
-        """Adam steps of a run, in all."""
-        return self.steps + self.rounds * self.round_steps * self.hold
+        """Adam steps of a run, in all; fewer are taken where nothing is in doubt."""
+        coarse, rounds = self._parts()
+        return coarse.steps + sum(part.steps for parts in rounds for part in parts)
 
     def __call__(
         self, observation: Observation, *, generator: torch.Generator, on_step: OnStep = ignore_progress
@@ -145,37 +159,27 @@ class FeatureSpan:
             return once(observation, generator=generator, on_step=on_step)
         started = time.monotonic()
         problem = inversion_problem(observation, self.label_recovery, generator)
-        span = image_span(problem, self.rank)
-        noise = no_order_noise(layer_weighted_vector(problem.observed))
-        coarse, *rounds = self._parts()
-        optimum = self._search(coarse, problem, span, noise, self._start(problem, generator), on_step)
-        losses = [optimum.losses]
-        for part in rounds:
-            if optimum.outcome is not Outcome.FINISHED:
-                break
-            if self.orders:
-                noise = sample_order_noise(
-                    problem,
-                    problem.to_pixels(optimum.variables).clamp(0.0, 1.0),
-                    self.simulation,
-                    num_orders=self.orders,
-                    floor=self.order_floor,
-                    generator=generator,
-                )
-            optimum = self._search(part, problem, span, noise, optimum.variables, on_step)
-            losses.append(optimum.losses)
+        coarse, rounds = self._parts()
+        run = _Run(self, problem, generator, on_step)
+        run.search(coarse)
+        for repair, part in rounds:
+            run.refine(repair, part)
         found = reconstruction(
             problem,
-            problem.to_pixels(optimum.variables),
-            replace(optimum, losses=torch.cat(losses)),
-            partial(_matching, problem, noise, self.simulation),
+            problem.to_pixels(run.images),
+            run.optimum(),
+            partial(_matching, problem, run.noise, self.simulation),
             started=started,
         )
-        if isinstance(span, ImageSpan):
-            return found
-        return replace(found, remarks=(*found.remarks, f"without the span: {span.reason}"))
+        return replace(found, remarks=(*found.remarks, *run.remarks()))
 
-    def _parts(self) -> tuple["_Part", ...]:
+    def start(self, problem: InversionProblem, generator: torch.Generator) -> Tensor:
+        """Draw normalised images (N, C, H, W) to start from."""
+        noise = self.start_noise * problem.noise(generator)
+        return noise if self.background is None else noise + problem.to_normalised(self.background)
+
+    def _parts(self) -> tuple["_Part", tuple[tuple["_Part", "_Part"], ...]]:
+        """Return the coarse part, and for each round the repair before it and the round itself."""
         length = self.round_steps * self.hold
         coarse = _Part(
             first=0,
@@ -191,48 +195,19 @@ class FeatureSpan:
             rate=CosineDecay(start=0.5 * self.learning_rate, num_steps=length),
             span=GeometricRamp(start=self.feature_span_fine, end=self.feature_span_end, num_steps=length),
         )
-        return (coarse, *(replace(fine, first=self.steps + number * length) for number in range(self.rounds)))
-
-    def _search(
-        self,
-        part: "_Part",
-        problem: InversionProblem,
-        span: ImageSpan | NoSpan,
-        noise: OrderNoise,
-        start: Tensor,
-        on_step: OnStep,
-    ) -> Optimum:
-        def prior(variables: Tensor, step: int) -> Tensor:
-            pixels = problem.to_pixels(variables)
-            smooth = self.quadratic_variation * quadratic_variation(variables) + self.pixel_box * pixel_box(pixels)
-            if isinstance(span, NoSpan):
-                return smooth
-            features = span.features(pixels)
-            volume = feature_volume(features, floor=self.least_volume * typical_share(features))
-            return smooth + part.span(step) * (span.prior(features) + self.feature_volume * volume)
-
-        def report(progress: Progress) -> None:
-            on_step(replace(progress, step=part.first + progress.step, num_steps=self.num_steps))
-
-        return minimise(
-            HeldMatching(
-                lambda variables: _matching(problem, noise, self.simulation, problem.to_pixels(variables)),
-                prior,
-                hold=part.hold,
-            ),
-            start,
-            Search(
-                steps=part.steps,
-                learning_rate=part.rate,
-                matching_factor=Constant(problem.trust * self.matching),
-            ),
-            on_step=report,
-            to_pixels=problem.to_pixels,
-        )
-
-    def _start(self, problem: InversionProblem, generator: torch.Generator) -> Tensor:
-        noise = self.start_noise * problem.noise(generator)
-        return noise if self.background is None else noise + problem.to_normalised(self.background)
+        rounds: list[tuple[_Part, _Part]] = []
+        for number in range(self.rounds):
+            first = self.steps + number * (length + self.repair_steps)
+            steps = self.repair_steps if number else 0
+            repair = replace(
+                coarse,
+                first=first - steps,
+                steps=steps,
+                rate=CosineDecay(start=self.learning_rate, num_steps=2 * steps),
+                span=GeometricRamp(start=self.feature_span, end=self.feature_span_fine, num_steps=steps),
+            )
+            rounds.append((repair, replace(fine, first=first)))
+        return coarse, tuple(rounds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +227,127 @@ class _Part:
     hold: int
     rate: Schedule
     span: Schedule
+
+
+class _Run:
+    """The attack under way on one problem.
+
+    Attributes:
+        images: z (N, C, H, W), normalised, so far.
+        noise: How residuals are read: the order's part in them, as far as it was sampled.
+    """
+
+    def __init__(
+        self, attack: FeatureSpan, problem: InversionProblem, generator: torch.Generator, on_step: OnStep
+    ) -> None:
+        self._attack = attack
+        self._problem = problem
+        self._generator = generator
+        self._on_step = on_step
+        self._span = image_span(problem, attack.rank)
+        self._optima: list[Optimum] = []
+        self.images = attack.start(problem, generator)
+        self.noise = no_order_noise(layer_weighted_vector(problem.observed))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a part did not come to its end."""
+        return any(optimum.outcome is not Outcome.FINISHED for optimum in self._optima)
+
+    def optimum(self) -> Optimum:
+        """Return how the last part ended, with the losses of all."""
+        return replace(self._optima[-1], losses=torch.cat([optimum.losses for optimum in self._optima]))
+
+    def remarks(self) -> tuple[str, ...]:
+        """What a person should know about the result."""
+        if isinstance(self._span, NoSpan):
+            return (f"without the span: {self._span.reason}",)
+        num_doubtful = int((self._doubts(self._span) > self._attack.doubt).sum())
+        return (f"{num_doubtful} of {len(self.images)} images are in doubt",) if num_doubtful else ()
+
+    def search(self, part: _Part, moving: Tensor | None = None) -> None:
+        """Search the images, or those of them that move, (M,), int64."""
+        attack, problem, span, others = self._attack, self._problem, self._span, self.images
+
+        def images(variables: Tensor) -> Tensor:
+            return variables if moving is None else others.index_copy(0, moving, variables)
+
+        def matching(variables: Tensor) -> Tensor:
+            return _matching(problem, self.noise, attack.simulation, problem.to_pixels(images(variables)))
+
+        def prior(variables: Tensor, step: int) -> Tensor:
+            pixels = problem.to_pixels(variables)
+            smooth = attack.quadratic_variation * quadratic_variation(variables) + attack.pixel_box * pixel_box(pixels)
+            if isinstance(span, NoSpan):
+                return smooth
+            features = span.features(problem.to_pixels(images(variables)))
+            volume = feature_volume(features, floor=attack.least_volume * typical_share(features))
+            return smooth + part.span(step) * (span.prior(features) + attack.feature_volume * volume)
+
+        def report(progress: Progress) -> None:
+            self._on_step(replace(progress, step=part.first + progress.step, num_steps=attack.num_steps))
+
+        found = minimise(
+            HeldMatching(matching, prior, hold=part.hold),
+            others if moving is None else others[moving],
+            Search(
+                steps=part.steps,
+                learning_rate=part.rate,
+                matching_factor=Constant(problem.trust * attack.matching),
+            ),
+            on_step=report,
+            to_pixels=lambda variables: problem.to_pixels(images(variables)),
+        )
+        self._optima.append(found)
+        self.images = images(found.variables)
+
+    def refine(self, repair: _Part, part: _Part) -> None:
+        """Run a round: images in doubt are searched anew, then all; of each the less doubtful version is kept."""
+        if self.is_over:
+            return
+        before, doubtful = self.images, self._doubtful() if repair.steps else []
+        if doubtful:
+            moving = torch.tensor(doubtful, device=before.device)
+            self._sample_orders()
+            self.images = before.index_copy(0, moving, self._attack.start(self._problem, self._generator)[moving])
+            self.search(repair, moving)
+        if not self.is_over:
+            self._sample_orders()
+            self.search(part)
+        if doubtful and isinstance(self._span, ImageSpan):
+            is_older = less_doubtful(
+                self._features(self._span, before),
+                self._features(self._span, self.images),
+                basis=self._span.basis,
+                floor=_NO_DOUBT,
+            )
+            self.images = torch.where(is_older[:, None, None, None], before, self.images)
+
+    def _sample_orders(self) -> None:
+        if self._attack.orders:
+            self.noise = sample_order_noise(
+                self._problem,
+                self._problem.to_pixels(self.images).clamp(0.0, 1.0),
+                self._attack.simulation,
+                num_orders=self._attack.orders,
+                floor=self._attack.order_floor,
+                generator=self._generator,
+            )
+
+    def _doubtful(self) -> list[int]:
+        """Return which images to search anew: half of them at most, as the others have to vouch for them."""
+        if isinstance(self._span, NoSpan):
+            return []
+        found = self._doubts(self._span)
+        most = found.argsort(descending=True)[: len(found) // 2].tolist()
+        return [image for image in most if found[image] > self._attack.doubt]
+
+    def _doubts(self, span: ImageSpan) -> Tensor:
+        return doubts(self._features(span, self.images), basis=span.basis)
+
+    def _features(self, span: ImageSpan, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return span.features(self._problem.to_pixels(images).clamp(0.0, 1.0))
 
 
 def _matching(problem: InversionProblem, noise: OrderNoise, simulation: Simulation, pixels: Tensor) -> Tensor:
