@@ -15,17 +15,26 @@ class HeldMatching:
     that of the prior, which costs a hundredth of it, in every step.
     """
 
-    def __init__(self, matching: Term, prior: Callable[[Tensor, int], Tensor], *, hold: int) -> None:
+    def __init__(
+        self,
+        matching: Term,
+        prior: Callable[[Tensor, int], Tensor],
+        *,
+        hold: int,
+        on_loss: Callable[[float], None] | None = None,
+    ) -> None:
         """Keep the terms.
 
         Args:
             matching: Distance between the simulated and the observed update, shape ().
             prior: What is added, shape (), at a step counted from 0.
             hold: Steps for which a gradient of the matching term serves, >= 1.
+            on_loss: Told the matching loss each time that its gradient was taken.
         """
         self.matching = matching
         self._prior = prior
         self._hold = hold
+        self._on_loss = on_loss
         self._held: tuple[float, Tensor] | None = None
 
     def gradient(self, variables: Tensor, *, factor: float, step: int) -> tuple[float, Tensor]:
@@ -34,6 +43,8 @@ class HeldMatching:
             matching = self.matching(variables)
             (gradient,) = torch.autograd.grad(matching, variables)
             self._held = matching.item(), gradient
+            if self._on_loss is not None:
+                self._on_loss(self._held[0])
         loss, held = self._held
         (own,) = torch.autograd.grad(self._prior(variables, step), variables)
         return loss, factor * held + own

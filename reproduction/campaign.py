@@ -161,7 +161,7 @@ def measure(
 def _cell(request: Request, row: Row, name: str) -> Cell:
     method = request.methods[name] if name in request.methods else request.table.methods(request.data.paper)[name]
     steps = {} if request.steps is None else {"steps": request.steps}
-    options = {} if request.table.measures == "labels" else {**method.options, **request.table.options, **steps}
+    options = {} if request.table.measures == "labels" else {**request.table.options, **method.options, **steps}
     attack, threat_model, followed = method.attack, request.table.threat_model, row.training
     if row.batches_known and method.sees_batches:
         threat_model = "known_batch_label_counts"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from fl_sim.config import DefenseConfig
 from fl_sim.errors import ConfigError
 from fl_sim.records import BatchOrder, LocalTraining
-from reproduction.methods import FEDAVG_METHODS, LABEL_METHODS, PAPER_METHODS, Method, epoch_priors
+from reproduction.methods import FEDAVG_METHODS, LABEL_METHODS, PAPER_METHODS, RECOVERING_METHODS, Method, epoch_priors
 
 NUM_IMAGES = 50
 
@@ -55,7 +55,7 @@ class PaperTable:
         methods: The columns, for the paper's data set.
         default_methods: Those that are measured unless others are named.
         threat_model: A name of THREAT_MODELS.
-        options: Hyper-parameters that every method gets.
+        options: Hyper-parameters that every method gets, unless it has its own.
         measures: Images, or label counts alone.
         remark: What else must stand beside the numbers.
         data: The paper's data sets that it has cells for.
@@ -117,6 +117,7 @@ TABLES: dict[str, PaperTable] = {
             number=3,
             title="label counts recovered from the update, by interpolation as in the paper",
             rows=_SETTINGS,
+            methods=lambda _: RECOVERING_METHODS,
             threat_model="honest_but_curious",
             options={"label_recovery": "interpolated"},
         ),

@@ -10,12 +10,12 @@ searched anew, the others held.
 
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from attacker.attack import OnStep, Outcome, Progress, Reconstruction, ignore_progress
+from attacker.fidelity import FidelityLadder
 from attacker.gradient_matching import Optimum, Search, minimise
 from attacker.held_matching import HeldMatching
 from attacker.image_doubt import doubts, less_doubtful
@@ -23,7 +23,7 @@ from attacker.image_span import ImageSpan, NoSpan, image_span
 from attacker.inversion_problem import InversionProblem, inversion_problem
 from attacker.local_steps import Simulation
 from attacker.observation import Observation
-from attacker.order_noise import OrderNoise, layer_weighted_vector, no_order_noise, sample_order_noise
+from attacker.order_noise import layer_weighted_vector, no_order_noise, sample_order_noise
 from attacker.priors.feature_volume import feature_volume, typical_share
 from attacker.priors.pixel_box import pixel_box
 from attacker.priors.quadratic_variation import quadratic_variation
@@ -74,7 +74,10 @@ class FeatureSpan:
         start_noise: Standard deviation of the start around the background, in normalised units.
         background: Grey level in [0, 1] that pictures are known to have in most places, where that is public (1 for a
             white page); ``None`` starts at the data set's mean.
-        simulation: How the local steps are followed, see `attacker.local_steps`.
+        simulation: How the local steps are followed, see `attacker.local_steps`. Of several, from cheap to faithful,
+            the next is taken when the matching loss of the coarse part stops falling.
+        patience: Gradients of the matching term within which it must fall,
+        least_gain: and by which share.
         label_recovery: A name of LABEL_RECOVERIES, used where the threat model does not grant label counts.
         restarts: Runs, of which the lowest matching loss is kept.
 
@@ -104,7 +107,9 @@ class FeatureSpan:
     pixel_box: float = 2.0
     start_noise: float = 0.3
     background: float | None = None
-    simulation: Simulation = 5
+    simulation: Simulation | tuple[Simulation, ...] = 5
+    patience: int = 20
+    least_gain: float = 0.05
     label_recovery: str = "automatic"
     restarts: int = 1
 
@@ -120,6 +125,7 @@ class FeatureSpan:
             round_steps=self.round_steps,
             hold=self.hold,
             restarts=self.restarts,
+            patience=self.patience,
         )
         check_at_least_one(**({} if self.rank is None else {"rank": self.rank}))
         check_positive(
@@ -129,6 +135,7 @@ class FeatureSpan:
             feature_span=self.feature_span,
             feature_span_fine=self.feature_span_fine,
             feature_span_end=self.feature_span_end,
+            least_gain=self.least_gain,
             least_volume=self.least_volume,
             order_floor=self.order_floor,
         )
@@ -141,6 +148,8 @@ class FeatureSpan:
             pixel_box=self.pixel_box,
             start_noise=self.start_noise,
         )
+        if self.simulation == ():
+            raise ValueError("simulation must name at least one, got ()")
         if self.background is not None and not 0 <= self.background <= 1:
             raise ValueError(f"background must be in [0, 1], got {self.background}")
 
@@ -168,7 +177,7 @@ class FeatureSpan:
             problem,
             problem.to_pixels(run.images),
             run.optimum(),
-            partial(_matching, problem, run.noise, self.simulation),
+            run.matching,
             started=started,
         )
         return replace(found, remarks=(*found.remarks, *run.remarks()))
@@ -187,6 +196,7 @@ class FeatureSpan:
             hold=self.coarse_hold,
             rate=CosineDecay(start=self.learning_rate, num_steps=2 * self.steps),
             span=GeometricRamp(start=self.feature_span, end=self.feature_span_fine, num_steps=self.steps),
+            may_climb=True,
         )
         fine = _Part(
             first=self.steps,
@@ -205,6 +215,7 @@ class FeatureSpan:
                 steps=steps,
                 rate=CosineDecay(start=self.learning_rate, num_steps=2 * steps),
                 span=GeometricRamp(start=self.feature_span, end=self.feature_span_fine, num_steps=steps),
+                may_climb=False,
             )
             rounds.append((repair, replace(fine, first=first)))
         return coarse, tuple(rounds)
@@ -220,6 +231,7 @@ class _Part:
         hold: For how many of them a gradient of the matching term serves.
         rate: Learning rate, by own step.
         span: Weight of the span prior, by own step.
+        may_climb: Whether a more faithful simulation is taken when the matching loss stops falling.
     """
 
     first: int
@@ -227,6 +239,7 @@ class _Part:
     hold: int
     rate: Schedule
     span: Schedule
+    may_climb: bool = False
 
 
 class _Run:
@@ -245,6 +258,11 @@ class _Run:
         self._generator = generator
         self._on_step = on_step
         self._span = image_span(problem, attack.rank)
+        self._fidelity = FidelityLadder(
+            attack.simulation if isinstance(attack.simulation, tuple) else (attack.simulation,),
+            patience=attack.patience,
+            least_gain=attack.least_gain,
+        )
         self._optima: list[Optimum] = []
         self.images = attack.start(problem, generator)
         self.noise = no_order_noise(layer_weighted_vector(problem.observed))
@@ -260,10 +278,21 @@ class _Run:
 
     def remarks(self) -> tuple[str, ...]:
         """What a person should know about the result."""
+        energy = layer_weighted_vector(self._problem.observed).square().sum()
+        missed = (self.noise.offset.square().sum() / energy).item()
+        how = f"simulation {self._fidelity.simulation!r}, which misses {missed:.1%} of the update's energy"
+        followed = (f"{how}; made up for by the mean over orders",) if missed else ()
         if isinstance(self._span, NoSpan):
-            return (f"without the span: {self._span.reason}",)
+            return (*followed, f"without the span: {self._span.reason}")
         num_doubtful = int((self._doubts(self._span) > self._attack.doubt).sum())
-        return (f"{num_doubtful} of {len(self.images)} images are in doubt",) if num_doubtful else ()
+        doubtful = f"{num_doubtful} of {len(self.images)} images are in doubt"
+        return (*followed, doubtful) if num_doubtful else followed
+
+    def matching(self, pixels: Tensor) -> Tensor:
+        """Return the matching term of pixels (N, C, H, W), without its factor, shape ()."""
+        simulated = layer_weighted_vector(self._problem.simulate(pixels, self._fidelity.simulation))
+        observed = layer_weighted_vector(self._problem.observed)
+        return self.noise.squared_distance(observed - simulated) / observed.square().sum()
 
     def search(self, part: _Part, moving: Tensor | None = None) -> None:
         """Search the images, or those of them that move, (M,), int64."""
@@ -273,7 +302,7 @@ class _Run:
             return variables if moving is None else others.index_copy(0, moving, variables)
 
         def matching(variables: Tensor) -> Tensor:
-            return _matching(problem, self.noise, attack.simulation, problem.to_pixels(images(variables)))
+            return self.matching(problem.to_pixels(images(variables)))
 
         def prior(variables: Tensor, step: int) -> Tensor:
             pixels = problem.to_pixels(variables)
@@ -288,7 +317,7 @@ class _Run:
             self._on_step(replace(progress, step=part.first + progress.step, num_steps=attack.num_steps))
 
         found = minimise(
-            HeldMatching(matching, prior, hold=part.hold),
+            HeldMatching(matching, prior, hold=part.hold, on_loss=self._fidelity.tell if part.may_climb else None),
             others if moving is None else others[moving],
             Search(
                 steps=part.steps,
@@ -328,7 +357,7 @@ class _Run:
             self.noise = sample_order_noise(
                 self._problem,
                 self._problem.to_pixels(self.images).clamp(0.0, 1.0),
-                self._attack.simulation,
+                self._fidelity.simulation,
                 num_orders=self._attack.orders,
                 floor=self._attack.order_floor,
                 generator=self._generator,
@@ -348,9 +377,3 @@ class _Run:
     def _features(self, span: ImageSpan, images: Tensor) -> Tensor:
         with torch.no_grad():
             return span.features(self._problem.to_pixels(images).clamp(0.0, 1.0))
-
-
-def _matching(problem: InversionProblem, noise: OrderNoise, simulation: Simulation, pixels: Tensor) -> Tensor:
-    simulated = layer_weighted_vector(problem.simulate(pixels, simulation))
-    observed = layer_weighted_vector(problem.observed)
-    return noise.squared_distance(observed - simulated) / observed.square().sum()

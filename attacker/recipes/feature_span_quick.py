@@ -28,4 +28,4 @@ class FeatureSpanQuick(FeatureSpan):
     rounds: int = 1
     round_steps: int = 10
     orders: int = 0
-    simulation: Simulation = 3
+    simulation: Simulation | tuple[Simulation, ...] = 3

@@ -85,6 +85,14 @@ def test_tables_share_what_they_have_in_common():
             assert len(methods) == 1 or (name == "table8" and set(methods) <= {"fedsgd_epoch", "fedsgd"})
 
 
+def test_labels_are_recovered_as_in_the_paper_unless_a_method_has_its_own():
+    methods = TABLES["table3"].methods(FEMNIST.paper)
+    for cell in cells_of(request_for("table3", methods={name: methods[name] for name in methods if "span" in name})):
+        recovery = "automatic" if cell.method == "feature_span_own_labels" else "interpolated"
+        assert cell.attack.options["label_recovery"] == recovery
+        assert cell.attack.threat_model == "honest_but_curious"
+
+
 def test_what_was_measured_with_other_defaults_does_not_count():
     method = FEDAVG_METHODS["feature_span_quick"]
     request = request_for("table1", methods={"feature_span_quick": method})

@@ -1,0 +1,42 @@
+"""How faithfully a client's training is followed: cheaply while the images get better by it, more faithfully then."""
+
+from collections import deque
+from collections.abc import Sequence
+
+from attacker.local_steps import Simulation
+
+
+class FidelityLadder:
+    """Simulations from cheap to faithful; climbs to the next when the matching loss has stopped falling.
+
+    A cheap simulation is wrong by some share of the update (benchmarks/order_noise.py). While the images are wrong by
+    more, it points the right way; where the loss stalls, its own error may be what is left.
+    """
+
+    def __init__(self, simulations: Sequence[Simulation], *, patience: int, least_gain: float) -> None:
+        """Start at the first.
+
+        Args:
+            simulations: At least one, see `attacker.local_steps`.
+            patience: Losses within which it must have fallen, >= 1.
+            least_gain: By how much, as a share.
+        """
+        self._simulations = tuple(simulations)
+        self._least_gain = least_gain
+        self._rung = 0
+        self._lowest: deque[float] = deque(maxlen=patience + 1)
+
+    @property
+    def simulation(self) -> Simulation:
+        """The one to take now."""
+        return self._simulations[self._rung]
+
+    def tell(self, loss: float) -> None:
+        """Take notice of a matching loss, as simulated now; climbs if that is due."""
+        self._lowest.append(min((loss, *self._lowest)))
+        is_full = len(self._lowest) == self._lowest.maxlen
+        if not is_full or self._lowest[-1] < (1 - self._least_gain) * self._lowest[0]:
+            return
+        if self._rung + 1 < len(self._simulations):
+            self._rung += 1
+            self._lowest.clear()  # losses of different simulations do not compare

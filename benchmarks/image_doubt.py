@@ -1,0 +1,105 @@
+"""Whether an attacker knows which of its images to believe: PSNR by doubt, over the attacks of a run.
+
+    python benchmarks/image_doubt.py RUN --attack feature_span --output benchmarks/results/image_doubt.md
+
+The doubt (`attacker.image_doubt`) is told from the update and the reconstruction alone. PSNR and the assignment of
+reconstructions to private images come from the scores of the run, and are used only to see what the doubt is worth.
+"""
+
+import argparse
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from attacker.attack_worker import observe_update
+from attacker.image_doubt import doubts
+from attacker.image_span import ImageSpan, image_span
+from attacker.inversion_problem import inversion_problem
+from attacker.results import Result, read_results
+from attacker.scoring import Score
+from fl_sim.run_store import RunStore, open_run
+
+EDGES = (0.0, 0.1, 0.2, 0.5, 0.8, float("inf"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the attacks of a run, and write the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of a run with scored attacks")
+    parser.add_argument("--attack", default="feature_span")
+    parser.add_argument("--output", type=Path, default=Path("image_doubt.md"))
+    options = parser.parse_args(arguments)
+    run = open_run(options.run)
+    found = [
+        (doubts_of(run, result), psnr_of(result.score))
+        for result in read_results(run)
+        if result.setting.name == options.attack and result.score is not None
+    ]
+    if not found:
+        parser.error(f"{options.run} holds no scored attack {options.attack!r}: run fl-sim attack, then fl-sim score")
+    doubt, decibels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    text = table(doubt, decibels, num_attacks=len(found), attack=options.attack)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(text)
+    print(text)
+
+
+def doubts_of(run: RunStore, result: Result) -> Tensor:
+    """Return the doubt (N,) of each image of a reconstruction.
+
+    Raises:
+        ValueError: If the update tells no span.
+    """
+    observation = observe_update(
+        run.recording.folder,
+        result.key.server_round,
+        result.key.clients,
+        "known_label_counts",  # the labels do not enter: these are those of the reconstruction
+        label_counts=torch.bincount(result.reconstruction.labels, minlength=_num_classes(result))[None],
+    )
+    problem = inversion_problem(observation, "automatic", torch.Generator())
+    span = image_span(problem, result.setting.options.get("rank"))
+    if not isinstance(span, ImageSpan):
+        raise ValueError(f"no doubt without a span: {span.reason}")
+    with torch.no_grad():
+        return doubts(span.features(result.reconstruction.images.to(problem.mean)), basis=span.basis)
+
+
+def psnr_of(score: Score) -> Tensor:
+    """Return the PSNR (N,), dB, of each reconstruction with the private image that it is assigned to."""
+    decibels = torch.full((score.num_images,), float("nan"), dtype=torch.float64)
+    for image, value in zip(score.matching, score.psnr_db, strict=True):
+        if value is not None:
+            decibels[image] = value
+    return decibels
+
+
+def table(doubt: Tensor, decibels: Tensor, *, num_attacks: int, attack: str, threshold_db: float = 20.0) -> str:
+    """Return the Markdown: images by doubt."""
+    lines = [
+        f"`{attack}`, {num_attacks} attacks, {len(doubt)} images; rank correlation of doubt and PSNR "
+        f"{np.asarray(spearmanr(doubt.numpy(), decibels.numpy()))[0]:.2f}. PSNR by the assignment of highest total.",
+        "",
+        f"| doubt | images | PSNR, dB, mean | lowest | above {threshold_db:g} dB |",
+        "|---|---|---|---|---|",
+    ]
+    for low, high in pairwise(EDGES):
+        own = decibels[(doubt >= low) & (doubt < high)]
+        name = f"{low:g} to {high:g}" if high < EDGES[-1] else f"{low:g} and more"
+        share = f"{(own > threshold_db).double().mean():.0%}" if len(own) else "–"
+        numbers = (f"{own.mean():.1f}", f"{own.min():.1f}") if len(own) else ("–", "–")
+        lines.append(f"| {name} | {len(own)} | {numbers[0]} | {numbers[1]} | {share} |")
+    return "\n".join(lines) + "\n"
+
+
+def _num_classes(result: Result) -> int:
+    return len(result.score.label_counts) if result.score is not None else int(result.reconstruction.labels.max()) + 1
+
+
+if __name__ == "__main__":
+    main()
