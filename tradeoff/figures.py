@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import PercentFormatter
 
 from attacker.report.figures import LegendEntry, Plot
@@ -14,9 +16,7 @@ from tradeoff.outcomes import Outcome
 HEIGHT = 320
 PLAIN_COLOURS = ("#2a76b5", "#c2571a", "#2f8f5b", "#b03a6b", "#7658b5", "#8a7a12")
 """For the picture outside the page: those of the page in the light."""
-
-_CORNERS = ((1, 1), (-1, 1), (1, -1), (-1, -1))
-"""Where a strength stands beside its point: families that meet in a point write on different sides."""
+PLAIN_MUTED = "#676c74"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +48,12 @@ def tradeoff_plots(found: Sequence[Outcome]) -> tuple[Plot, ...]:
 
 
 def _plot(found: Sequence[Outcome], measure: _Measure, legend: tuple[LegendEntry, ...]) -> Plot:
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        _spread(figure, axes, _draw(axes, found, measure, SERIES, MUTED), MUTED)
+
     svg = draw_svg(
-        lambda figure: _draw(figure.add_subplot(), found, measure, SERIES, MUTED),
+        draw,
         name=f"tradeoff-{measure.name.replace('_', '-')}",
         height=HEIGHT,
         description=f"Test accuracy against {measure.axis}, for each defense and strength.",
@@ -61,15 +65,17 @@ def draw_picture(found: Sequence[Outcome]) -> Figure:
     """Draw the same as a picture of its own, with a legend inside."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    _draw(axes, found, _MEASURES[0], PLAIN_COLOURS, "#676c74")
+    labels = _draw(axes, found, _MEASURES[0], PLAIN_COLOURS, PLAIN_MUTED)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _spread(figure, axes, labels, PLAIN_MUTED)
     return figure
 
 
-def _draw(axes: Axes, found: Sequence[Outcome], measure: _Measure, colours: Sequence[str], muted: str) -> None:
+def _draw(axes: Axes, found: Sequence[Outcome], measure: _Measure, colours: Sequence[str], muted: str) -> list[Text]:
+    """Draw everything, and return the strengths, each on its point."""
     points, families = _points(found, measure), _families(found)
     for position, family in enumerate(families):
         own = [(x, y) for outcome, x, y in points if outcome.arm.family == family]
@@ -80,22 +86,13 @@ def _draw(axes: Axes, found: Sequence[Outcome], measure: _Measure, colours: Sequ
         axes.plot(
             *zip(*own, strict=True), color=colour, linestyle="none", marker="o", label=family, ms=size, fillstyle=fill
         )
+    labels: list[Text] = []
     for outcome, x, y in points:
         leaked, cost = outcome.worst, outcome.training.accuracy
         errors = (cost and cost.standard_error, leaked and leaked.values[measure.name].standard_error)
         axes.errorbar(x, y, xerr=errors[0], yerr=errors[1], color=muted, linewidth=0.8, zorder=0)
         if outcome.arm.strength is not None:
-            corner = _CORNERS[families.index(outcome.arm.family) % len(_CORNERS)]
-            axes.annotate(
-                f"{outcome.arm.strength:g}",
-                (x, y),
-                (6 * corner[0], 6 * corner[1]),
-                textcoords="offset points",
-                fontsize=8,
-                color=muted,
-                ha="left" if corner[0] > 0 else "right",
-                va="bottom" if corner[1] > 0 else "top",
-            )
+            labels.append(axes.text(x, y, f"{outcome.arm.strength:g}", fontsize=8, color=muted))
     front = sorted((x, y) for outcome, x, y in points if outcome.undominated)
     if len(front) > 1:
         axes.plot(*zip(*front, strict=True), color=muted, linestyle="--", linewidth=1.0, zorder=0)
@@ -110,6 +107,21 @@ def _draw(axes: Axes, found: Sequence[Outcome], measure: _Measure, colours: Sequ
     if measure.is_share:
         axes.set_ylim(-0.04, 1.04)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    return labels
+
+
+def _spread(figure: Figure, axes: Axes, labels: list[Text], colour: str) -> None:
+    """Move labels away from points and from each other, once everything else has its place."""
+    if not labels:
+        return
+    figure.draw_without_rendering()
+    adjust_text(
+        labels,
+        ax=axes,
+        iter_lim=500,  # and no limit by time, so that the picture is the same each time
+        expand=(1.6, 1.9),
+        arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4},
+    )
 
 
 def _points(found: Sequence[Outcome], measure: _Measure) -> list[tuple[Outcome, float, float]]:
