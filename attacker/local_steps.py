@@ -1,13 +1,18 @@
 """Which gradients a simulation follows: one for each local step, or fewer that are held for several of them.
 
-full           U gradients, each of one mini-batch
-fedsgd_epoch   E gradients, each of all images, held for the B_c steps of an epoch
-fedsgd         1 gradient of all images at w_t, held for all U steps
-a number k     k gradients of all images, which share the U steps evenly (Euler's method with k steps)
+full            U gradients, each of one mini-batch
+merged_2/5/10   one gradient for 2, 5 or 10 mini-batches in a row, held for their steps
+fedsgd_epoch    E gradients, each of all images, held for the B_c steps of an epoch
+fedsgd          1 gradient of all images at w_t, held for all U steps
+a number k      k gradients of all images, which share the U steps evenly (Euler's method with k steps)
+
+Several batches as one is the linear scaling rule of Goyal et al., Accurate, Large Minibatch SGD, 2017, Sec. 2.1.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -16,7 +21,7 @@ from torch import Tensor
 from fl_sim.records import LocalTraining
 from fl_sim.tables import Table
 
-Simulation: TypeAlias = Literal["full", "fedsgd_epoch", "fedsgd"] | int
+Simulation: TypeAlias = Literal["full", "merged_2", "merged_5", "merged_10", "fedsgd_epoch", "fedsgd"] | int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +48,8 @@ def held_steps(
         simulation: A name of `SIMULATIONS`, or a number k >= 1 of full-batch gradients, at most U of them.
         recipe: E, m.
         num_images: N.
-        order: (E, N), int64: epoch e visits the images ``order[e]``; ``None``: as they stand. Only ``full`` depends on
-            it.
+        order: (E, N), int64: epoch e visits the images ``order[e]``; ``None``: as they stand. Only ``full`` and
+            ``merged_…`` depend on it.
 
     Raises:
         ValueError: If k is below 1.
@@ -59,18 +64,17 @@ def takes_shared_images(simulation: Simulation) -> bool:
     return simulation == "fedsgd" or isinstance(simulation, int)
 
 
-def _full(recipe: LocalTraining, num_images: int, order: Tensor | None) -> tuple[HeldStep, ...]:
+def _batches(recipe: LocalTraining, num_images: int, order: Tensor | None, *, merged: int = 1) -> tuple[HeldStep, ...]:
     size = recipe.batch_size or num_images
+    taken = merged * size
 
-    def chosen(epoch: int, start: int) -> Tensor | slice:
-        positions = slice(start, min(start + size, num_images))
-        return positions if order is None else order[epoch, positions]
+    def step(epoch: int, start: int) -> HeldStep:
+        end = min(start + taken, num_images)
+        positions = slice(start, end)
+        chosen = positions if order is None else order[epoch, positions]
+        return HeldStep(epoch=epoch, chosen=chosen, num_steps=math.ceil((end - start) / size))
 
-    return tuple(
-        HeldStep(epoch=epoch, chosen=chosen(epoch, start), num_steps=1)
-        for epoch in range(recipe.epochs)
-        for start in range(0, num_images, size)
-    )
+    return tuple(step(epoch, start) for epoch in range(recipe.epochs) for start in range(0, num_images, taken))
 
 
 def _fedsgd_epoch(recipe: LocalTraining, num_images: int, order: Tensor | None) -> tuple[HeldStep, ...]:
@@ -93,5 +97,11 @@ def _euler(num_gradients: int, recipe: LocalTraining, num_images: int) -> tuple[
 
 
 SIMULATIONS: Table[Callable[[LocalTraining, int, Tensor | None], tuple[HeldStep, ...]]] = Table(
-    "simulation", {"full": _full, "fedsgd_epoch": _fedsgd_epoch, "fedsgd": _fedsgd}
+    "simulation",
+    {
+        "full": _batches,
+        **{f"merged_{merged}": partial(_batches, merged=merged) for merged in (2, 5, 10)},
+        "fedsgd_epoch": _fedsgd_epoch,
+        "fedsgd": _fedsgd,
+    },
 )

@@ -130,6 +130,30 @@ def test_held_gradient_equals_many_steps_with_a_constant_gradient(recipe: LocalT
         torch.testing.assert_close(tensor, gradient_gain(recipe, num_images) * gradient[name])
 
 
+@given(recipe=recipes, num_images=st.integers(1, 30), merged=st.sampled_from([2, 5, 10]), seed=st.integers(0, 9))
+def test_merged_batches_are_those_of_the_order_and_take_all_steps(
+    recipe: LocalTraining, num_images: int, merged: int, seed: int
+) -> None:
+    randomness = torch.Generator().manual_seed(seed)
+    order = torch.stack([torch.randperm(num_images, generator=randomness) for _ in range(recipe.epochs)])
+    full, found = (held_steps(name, recipe, num_images, order) for name in ("full", f"merged_{merged}"))
+    assert sum(step.num_steps for step in found) == len(full) == recipe.steps(num_images)
+    assert max(step.num_steps for step in found) <= merged
+    for epoch in range(recipe.epochs):
+        visits = [
+            torch.cat([order[epoch][:0], *(s.chosen for s in steps if s.epoch == epoch)]) for steps in (full, found)
+        ]
+        assert torch.equal(*visits)
+
+
+def test_merged_batches_are_larger_batches_at_a_larger_rate() -> None:
+    model, labels, images = mlp(TINY).double(), torch.arange(4) % 3, pictures(4, side=4).double()
+    small = LocalTraining(epochs=2, batch_size=1, learning_rate=0.1)
+    large = LocalTraining(epochs=2, batch_size=2, learning_rate=0.2)
+    for name, tensor in simulate(model, images, labels, small, simulation="merged_2").items():
+        torch.testing.assert_close(tensor, simulate(model, images, labels, large)[name])
+
+
 @pytest.mark.parametrize("simulation", [*SIMULATIONS, 3])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_adjoint(simulation, momentum: float) -> None:
