@@ -31,7 +31,8 @@ RECIPE = LocalTraining(epochs=2, batch_size=2, learning_rate=0.1)
 SHORT = {
     "paper": FedAvgLeakage(steps=6, simulation="full"),
     "shared images": FedAvgLeakage(steps=6, variables="shared", simulation=2, keep="best"),
-    "feature span": FeatureSpan(steps=4, rounds=2, round_steps=2, hold=2, orders=3),
+    "feature span": FeatureSpan(steps=4, rounds=2, round_steps=2, hold=2, orders=3, repair_steps=0),
+    "feature span, repairs": FeatureSpan(steps=4, rounds=2, round_steps=2, hold=2, orders=3, repair_steps=3),
     "labels searched for": DeepLeakage(steps=2, iterations_per_step=3),
     "group of seeds": GradInversion(steps=3, group_size=2, group_start=1),
 }
@@ -75,7 +76,10 @@ def test_clients_at_once_find_what_each_finds_alone(name: str, batches: list[int
     together = attack_together(attack, clients, generators=draw(3, 4, 5))
     for own, seed, found in zip(clients, (3, 4, 5), together, strict=True):
         same(found, attack(own, generator=draw(seed)[0]))
-    assert set(batches) == (set() if name == "labels searched for" else {3})
+    if name == "feature span, repairs":  # not every client has images in doubt, and the others do not wait
+        assert {3} <= set(batches) <= {2, 3}
+    else:
+        assert set(batches) == (set() if name == "labels searched for" else {3})
 
 
 @pytest.mark.parametrize("worth_it", [0.0, float("inf")])
@@ -85,11 +89,11 @@ def test_a_batch_of_restarts_finds_what_one_by_one_finds(worth_it: float, batche
     side_by_side = BestOf(attack=attack, restarts=3)(own, generator=draw(0)[0])
     one_by_one = BestOf(attack=attack, restarts=3, side_by_side=False)(own, generator=draw(0)[0])
     same(side_by_side, one_by_one)
-    (remark,) = side_by_side.remarks
+    (remark,) = set(side_by_side.remarks) - set(one_by_one.remarks)
     assert remark.startswith(
         "3 attacks computed as one batch, measured at" if worth_it else "3 attacks computed one by"
     )
-    assert one_by_one.remarks == ()
+    assert set(one_by_one.remarks) < set(side_by_side.remarks)
     runs = [attack(own, generator=torch.Generator().manual_seed(seed)) for seed in seeds_of(draw(0)[0], 3)]
     assert len({run.matching_loss for run in runs}) == 3
     assert side_by_side.matching_loss == pytest.approx(min(run.matching_loss for run in runs), rel=1e-6)
