@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from attacker.results import Result, read_results
 from attacker.scoring import Score
 from fl_sim.run_store import RunStore, open_run
 
+Scored: TypeAlias = tuple[Result, Score]
+
 EDGES = (0.0, 0.1, 0.2, 0.5, 0.8, float("inf"))
 
 
@@ -35,21 +38,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("image_doubt.md"))
     options = parser.parse_args(arguments)
     run = open_run(options.run)
-    found = [
-        (doubts_of(run, result), psnr_of(result.score))
-        for result in read_results(run)
-        if result.setting.name == options.attack and result.score is not None
-    ]
-    if not found:
-        parser.error(f"{options.run} holds no scored attack {options.attack!r}: run fl-sim attack, then fl-sim score")
-    doubt, decibels = (torch.cat(parts) for parts in zip(*found, strict=True))
-    text = table(doubt, decibels, num_attacks=len(found), attack=options.attack)
+    by_setting: dict[str, list[Scored]] = {}
+    for result in read_results(run):
+        if result.setting.name == options.attack and result.score is not None:
+            by_setting.setdefault(result.setting.label, []).append((result, result.score))
+    if not by_setting:
+        parser.error(f"{options.run} holds no scored attack {options.attack!r}: run fl-sim attack on it")
+    text = "\n".join(section(run, scored) for scored in by_setting.values())
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(text)
+    options.output.write_text(text, encoding="utf-8")
     print(text)
 
 
-def doubts_of(run: RunStore, result: Result) -> Tensor:
+def section(run: RunStore, scored: Sequence[Scored]) -> str:
+    """Return the Markdown of one attack setting."""
+    doubt = torch.cat([doubts_of(run, result, len(score.label_counts)) for result, score in scored])
+    decibels = torch.cat([psnr_of(score) for _, score in scored])
+    is_matched = decibels.isfinite()
+    first, score = scored[0]
+    return table(
+        doubt[is_matched],
+        decibels[is_matched],
+        title=f"`{first.setting.name}`, `{first.setting.threat_model}`, {len(scored)} attacks",
+        threshold_db=score.threshold_db,
+    )
+
+
+def doubts_of(run: RunStore, result: Result, num_classes: int) -> Tensor:
     """Return the doubt (N,) of each image of a reconstruction.
 
     Raises:
@@ -60,7 +75,7 @@ def doubts_of(run: RunStore, result: Result) -> Tensor:
         result.key.server_round,
         result.key.clients,
         "known_label_counts",  # the labels do not enter: these are those of the reconstruction
-        label_counts=torch.bincount(result.reconstruction.labels, minlength=_num_classes(result))[None],
+        label_counts=torch.bincount(result.reconstruction.labels, minlength=num_classes)[None],
     )
     problem = inversion_problem(observation, "automatic", torch.Generator())
     span = image_span(problem, result.setting.options.get("rank"))
@@ -71,7 +86,7 @@ def doubts_of(run: RunStore, result: Result) -> Tensor:
 
 
 def psnr_of(score: Score) -> Tensor:
-    """Return the PSNR (N,), dB, of each reconstruction with the private image that it is assigned to."""
+    """Return the PSNR (N,), dB, of each reconstruction with the private image that it is assigned to; NaN for none."""
     decibels = torch.full((score.num_images,), float("nan"), dtype=torch.float64)
     for image, value in zip(score.matching, score.psnr_db, strict=True):
         if value is not None:
@@ -79,26 +94,24 @@ def psnr_of(score: Score) -> Tensor:
     return decibels
 
 
-def table(doubt: Tensor, decibels: Tensor, *, num_attacks: int, attack: str, threshold_db: float = 20.0) -> str:
+def table(doubt: Tensor, decibels: Tensor, *, title: str, threshold_db: float) -> str:
     """Return the Markdown: images by doubt."""
     lines = [
-        f"`{attack}`, {num_attacks} attacks, {len(doubt)} images; rank correlation of doubt and PSNR "
+        f"{title}, {len(doubt)} images; rank correlation of doubt and PSNR "
         f"{np.asarray(spearmanr(doubt.numpy(), decibels.numpy()))[0]:.2f}. PSNR by the assignment of highest total.",
         "",
-        f"| doubt | images | PSNR, dB, mean | lowest | above {threshold_db:g} dB |",
-        "|---|---|---|---|---|",
+        f"| doubt | images | PSNR, dB, mean | lowest | above {threshold_db:g} dB | not above |",
+        "|---|---|---|---|---|---|",
     ]
     for low, high in pairwise(EDGES):
         own = decibels[(doubt >= low) & (doubt < high)]
         name = f"{low:g} to {high:g}" if high < EDGES[-1] else f"{low:g} and more"
         share = f"{(own > threshold_db).double().mean():.0%}" if len(own) else "–"
         numbers = (f"{own.mean():.1f}", f"{own.min():.1f}") if len(own) else ("–", "–")
-        lines.append(f"| {name} | {len(own)} | {numbers[0]} | {numbers[1]} | {share} |")
+        lines.append(
+            f"| {name} | {len(own)} | {numbers[0]} | {numbers[1]} | {share} | {int((own <= threshold_db).sum())} |"
+        )
     return "\n".join(lines) + "\n"
-
-
-def _num_classes(result: Result) -> int:
-    return len(result.score.label_counts) if result.score is not None else int(result.reconstruction.labels.max()) + 1
 
 
 if __name__ == "__main__":

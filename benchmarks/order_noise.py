@@ -8,6 +8,7 @@ eta = 0.004, N_c = 50, are simulated for clients of `femnist_like_10k` on which 
 unexplained   layer-weighted squared distance of a simulation from the update, over the update's energy
 outside       share of the features' energy outside the leading right singular vectors of the first linear layer's
               update
+doubt         `attacker.image_doubt` of the true images, and of others, each in the place of one true image
 """
 
 import argparse
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from attacker.image_doubt import doubts
 from attacker.image_span import ImageSpan, image_span
 from attacker.inversion_problem import InversionProblem
 from attacker.local_steps import Simulation
@@ -39,7 +41,7 @@ CLIENTS = (0, 1, 2)
 ORDERS = 40
 FLOOR = 1e-4
 SETTINGS = ((10, 5), (10, 1))
-SIMULATIONS: tuple[Simulation, ...] = (5, "fedsgd_epoch", 20)
+SIMULATIONS: tuple[Simulation, ...] = (5, "fedsgd_epoch", 20, "merged_10", "merged_5", "full")
 RANKS = (50, 60, 80)
 
 
@@ -52,18 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     data = load_federated_data(replace(PAPER_DATA["femnist_like"], first_client=0).config(options.data_folder), 0)
     problems = {setting: [problem_of(data, client, training(*setting)) for client in CLIENTS] for setting in SETTINGS}
+    names = [f"E = {epochs}, m = {size}" for epochs, size in SETTINGS]
     lines = [
         f"`femnist_like_10k`, clients {' / '.join(map(str, CLIENTS))}; `femnist_cnn`, N_c = 50, eta = 0.004; network "
         f"seed 0; K = {ORDERS} orders, floor {FLOOR:g}. Shares outside are means. Computed with the truth.",
         "",
-        "| unexplained | " + " | ".join(f"E = {epochs}, m = {size}" for epochs, size in SETTINGS) + " |",
+        "| unexplained | " + " | ".join(names) + " |",
         "|---|" + "---|" * len(SETTINGS),
     ]
     tables = [[unexplained(problem, truth) for problem, truth in problems[setting]] for setting in SETTINGS]
     for name in tables[0][0]:
         cells = (" / ".join(f"{found[name]:.1%}" for found in own) for own in tables)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "| outside, E = 10, m = 5 | " + " | ".join(f"{rank} directions" for rank in RANKS) + " |"]
+    lines += ["", f"| outside, {names[0]} | " + " | ".join(f"{rank} directions" for rank in RANKS) + " |"]
     lines.append("|---|" + "---|" * len(RANKS))
     shares = [outside(problem, truth) for problem, truth in problems[SETTINGS[0]]]
     for name in shares[0]:
@@ -71,8 +74,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"CPU time of a gradient of the matching term over one of the span: {cost_ratio(*problems[(10, 5)][0]):.0f}",
+        f"| doubt, {names[0]}: median (lowest to highest) | " + " | ".join(f"client {c}" for c in CLIENTS) + " |",
     ]
+    lines.append("|---|" + "---|" * len(CLIENTS))
+    columns = [doubt_of_kinds(problem, truth) for problem, truth in problems[SETTINGS[0]]]
+    for name in columns[0]:
+        cells = (f"{d[name].median():.2f} ({d[name].min():.2f} to {d[name].max():.2f})" for d in columns)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    ratio = cost_ratio(*problems[SETTINGS[0]][0])
+    lines += ["", f"CPU time of a gradient of the matching term over one of the span: {ratio:.0f}"]
     options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
@@ -135,7 +145,30 @@ def outside(problem: InversionProblem, truth: Tensor) -> dict[str, list[float]]:
         assert isinstance(span, ImageSpan)
         for name, images in kinds.items():
             with torch.no_grad():
-                found[name].append(float(span.prior(images)))
+                found[name].append(float(span.prior(span.features(images))))
+    return found
+
+
+def doubt_of_kinds(problem: InversionProblem, truth: Tensor) -> dict[str, Tensor]:
+    """Return the doubts (N,) of true images, and of each one that takes the place of a true image."""
+    span = image_span(problem)
+    assert isinstance(span, ImageSpan)
+    noise = 0.1 * problem.std * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
+    first, second = truth.roll(1, dims=0), truth.roll(2, dims=0)
+    kinds = {
+        "true images, noise of 0.1 sd": truth + noise,
+        "half-and-half mixtures of two others": 0.5 * (first + second),
+        "copies of another, noise of 0.1 sd": first + noise,
+        "true images, moved by two pixels": truth.roll(2, dims=-1),
+    }
+    with torch.no_grad():
+        true = span.features(truth)
+        found = {"true images": doubts(true, basis=span.basis)}
+        for name, images in kinds.items():
+            wrong = span.features(images)
+            places = torch.eye(len(truth), dtype=torch.bool)[:, :, None]
+            versions = torch.where(places, wrong, true)
+            found[name] = torch.stack([doubts(own, basis=span.basis)[i] for i, own in enumerate(versions)])
     return found
 
 
@@ -154,7 +187,7 @@ def cost_ratio(problem: InversionProblem, truth: Tensor) -> float:
         return min(times[1:])
 
     return seconds(lambda images: layer_weighted_vector(problem.simulate(images, 5)).square().sum()) / seconds(
-        span.prior
+        lambda images: span.prior(span.features(images))
     )
 
 

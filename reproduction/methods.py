@@ -68,7 +68,7 @@ FEDAVG_METHODS: dict[str, Method] = {
         sees_batches=False,
         one_epoch="fedsgd",
     ),
-    # Five full-batch gradients for ten epochs in three eighths of the steps, or three in half; the prior in every step.
+    # Five full-batch gradients for ten epochs, or three, in two fifths of the steps; the prior in every step.
     "feature_span": Method(
         title="feature span (this project)", attack="feature_span", revision=3, gradients_per_image=0.2
     ),

@@ -76,8 +76,8 @@ class FeatureSpan:
             white page); ``None`` starts at the data set's mean.
         simulation: How the local steps are followed, see `attacker.local_steps`. Of several, from cheap to faithful,
             the next is taken when the matching loss of the coarse part stops falling.
-        patience: Gradients of the matching term within which it must fall,
-        least_gain: and by which share.
+        patience: Gradients of the matching term within which that loss must fall.
+        least_gain: Share by which it must fall.
         label_recovery: A name of LABEL_RECOVERIES, used where the threat model does not grant label counts.
         restarts: Runs, of which the lowest matching loss is kept.
 
@@ -280,8 +280,8 @@ class _Run:
         """What a person should know about the result."""
         energy = layer_weighted_vector(self._problem.observed).square().sum()
         missed = (self.noise.offset.square().sum() / energy).item()
-        how = f"simulation {self._fidelity.simulation!r}, which misses {missed:.1%} of the update's energy"
-        followed = (f"{how}; made up for by the mean over orders",) if missed else ()
+        simulated = f"simulation {self._fidelity.simulation!r} misses {missed:.1%} of the update at the images so far"
+        followed = (f"{simulated}; the last round made up for it",) if missed else ()
         if isinstance(self._span, NoSpan):
             return (*followed, f"without the span: {self._span.reason}")
         num_doubtful = int((self._doubts(self._span) > self._attack.doubt).sum())

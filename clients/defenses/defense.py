@@ -1,8 +1,8 @@
 """What a defense is: a pure function of named tensors, or, where that is not enough, a gradient of its own.
 
 A `Defense` maps the update to the update that leaves. Being a function of tensors only, it acts as well on the gradient
-of a local step or of one example (see `clients.defenses.places`). A `GradientDefense` needs the images and the model:
-it computes the gradient of a local step itself.
+of a local step or of one example (see `clients.defenses.places`); `AdditiveNoise` can be drawn for the mean of several
+at once. A `GradientDefense` needs the images and the model: it computes the gradient of a local step itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +30,19 @@ class Defense(Protocol):
 
         Returns:
             Tensors of the same names, shapes and dtypes. A defense of strength zero returns ``update`` itself.
+        """
+        ...
+
+
+@runtime_checkable
+class AdditiveNoise(Defense, Protocol):
+    """A `Defense` that adds noise whatever it is added to, so that the noise of a mean can be drawn at once."""
+
+    def on_mean(self, count: int) -> Defense:
+        """Return what adds the mean of ``count`` independent draws: as drawing for each of them, then taking the mean.
+
+        Args:
+            count: How many are averaged, >= 1.
         """
         ...
 

@@ -38,3 +38,7 @@ class GaussianNoise:
             name: tensor + self.stddev * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
             for name, tensor in update.items()
         }
+
+    def on_mean(self, count: int) -> "GaussianNoise":
+        """See `AdditiveNoise`."""
+        return GaussianNoise(stddev=self.stddev / math.sqrt(count))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clients.defenses.defense import Defense
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaplaceNoise:
@@ -30,15 +32,29 @@ class LaplaceNoise:
         self, update: Mapping[str, Tensor], *, num_examples: int, generator: torch.Generator
     ) -> Mapping[str, Tensor]:
         """Return the update plus noise."""
-        if self.scale == 0:
-            return update
-        return {name: tensor + self.scale * _laplace(tensor, generator) for name, tensor in update.items()}
+        return self.on_mean(1)(update, num_examples=num_examples, generator=generator)
+
+    def on_mean(self, count: int) -> Defense:
+        """See `AdditiveNoise`."""
+
+        def add(update: Mapping[str, Tensor], *, num_examples: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+            if self.scale == 0:
+                return update
+            unit = self.scale / count
+            return {name: tensor + unit * _sum_of_laplace(tensor, count, generator) for name, tensor in update.items()}
+
+        return add
 
 
-def _laplace(like: Tensor, generator: torch.Generator) -> Tensor:
-    # A sign, and an Exp(1) magnitude by inversion, from one uniform draw: less than half of the time of `exponential_`.
-    # Its resolution cuts the tail at 23 log 2, where one draw in eight million lies.
-    doubled = 2 * torch.rand(like.shape, generator=generator, dtype=like.dtype)
-    is_negative = doubled >= 1
-    magnitude = -torch.log1p(is_negative.to(like.dtype) - doubled)
-    return torch.where(is_negative, -magnitude, magnitude)
+def _sum_of_laplace(like: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw the sum of ``count`` values of Laplace(0, 1) for each entry.
+
+    One of them is a normal with a variance of 2 Exp(1), so that their sum is one whose variances add up.
+
+    References:
+        Kotz, Kozubowski and Podgorski, The Laplace Distribution and Generalizations, 2001, Sec. 2.2.
+    """
+    exponentials = torch.zeros_like(like)
+    for _ in range(count):  # by inversion, half of the time of `exponential_`; 1 - u is never zero
+        exponentials -= torch.log1p(-torch.rand(like.shape, generator=generator, dtype=like.dtype))
+    return (2 * exponentials).sqrt_() * torch.randn(like.shape, generator=generator, dtype=like.dtype)

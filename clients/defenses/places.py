@@ -10,13 +10,14 @@ computes g_b itself, before anything else can act.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from clients.defenses.defense import Defense, GradientDefense, PrivateGradientDefense, chain
+from clients.defenses.defense import AdditiveNoise, Defense, GradientDefense, PrivateGradientDefense, chain
 from clients.local_training import gradient_and_loss
 from fl_sim.errors import ConfigError
 from fl_sim.parameters import weighted_mean
@@ -89,7 +90,17 @@ class ClientDefenses:
     def _mean_of_defended_examples(
         self, model: nn.Module, images: Tensor, labels: Tensor, *, generator: torch.Generator
     ) -> tuple[Mapping[str, Tensor], float | None]:
-        defend = chain(self.on_example)
+        on_each, noises = _noise_last(self.on_example)
+        if on_each:
+            mean, loss = self._mean_of_examples(chain(on_each), model, images, labels, generator=generator)
+        else:
+            mean, loss = self._gradient(model, images, labels, batch_size=len(labels), generator=generator)
+        noise = chain([noise.on_mean(len(labels)) for noise in noises])
+        return noise(mean, num_examples=len(labels), generator=generator), loss
+
+    def _mean_of_examples(
+        self, defend: Defense, model: nn.Module, images: Tensor, labels: Tensor, *, generator: torch.Generator
+    ) -> tuple[Mapping[str, Tensor], float | None]:
         defended: list[Mapping[str, Tensor]] = []
         losses: list[float | None] = []
         untouched = True
@@ -103,6 +114,12 @@ class ClientDefenses:
         known = [loss for loss in losses if loss is not None]
         mean = weighted_mean(defended, [1.0] * len(defended))
         return mean, sum(known) / len(known) if known else None
+
+
+def _noise_last(defenses: Sequence[Defense]) -> tuple[tuple[Defense, ...], tuple[AdditiveNoise, ...]]:
+    """Split a chain into what must see each example, and the noise at its end, which may be drawn for their mean."""
+    noises = tuple(reversed(list(takewhile(lambda defense: isinstance(defense, AdditiveNoise), reversed(defenses)))))
+    return tuple(defenses[: len(defenses) - len(noises)]), noises
 
 
 def arrange(links: Sequence[tuple[Place, Defense] | GradientDefense]) -> ClientDefenses:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy.stats import ks_2samp
 from torch import nn
 
 from clients.build_defenses import build_defenses
@@ -185,3 +186,23 @@ def test_batch_norm_is_refused_where_single_examples_are_needed():
         with pytest.raises(ConfigError, match="take a model with GroupNorm or without normalisation layers"):
             defenses.check_model(model)
     arrange([("step", GaussianNoise(stddev=0.1))]).check_model(model)
+
+
+@pytest.mark.parametrize("noise", [GaussianNoise(stddev=0.1), LaplaceNoise(scale=0.1)])
+def test_noise_drawn_for_a_mean_has_the_law_of_the_mean_of_noises(noise):
+    nothing = {"a": torch.zeros(20_000)}
+    draws = generator(0, "draws")
+    at_once = flatten(noise.on_mean(3)(nothing, num_examples=3, generator=draws))
+    singly = torch.stack([flatten(noise(nothing, num_examples=1, generator=draws)) for _ in range(3)]).mean(dim=0)
+    assert ks_2samp(at_once, singly).pvalue > 0.01
+    assert ks_2samp(at_once, 1.03 * singly.mul(singly.abs())).pvalue < 0.01  # the test can tell laws apart
+
+
+def test_noise_before_something_else_is_drawn_for_each_example():
+    noise, prune = GaussianNoise(stddev=0.1), RandomPruning(probability=0.5)
+    first, last = (
+        flatten(defended(arrange([("example", own) for own in order]), make_model("lenet")))
+        for order in ((noise, prune), (prune, noise))
+    )
+    assert (first == 0).float().mean().item() == pytest.approx(0.5**6, abs=0.01)
+    assert (last == 0).float().mean().item() < 1e-3
