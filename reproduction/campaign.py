@@ -203,7 +203,8 @@ def _recording(
         return found
     run = create_run(experiment, runs_dir)
     # One process trains all clients: the updates are those of the Ray engine bit by bit, and it starts at once.
-    observer.on_federation(row, run_federation(run, engine="inprocess", client_app=CLIENT_APP))
+    with closing(run_federation(run, engine="inprocess", client_app=CLIENT_APP)) as events:
+        observer.on_federation(row, events)
     return run
 
 

@@ -6,6 +6,7 @@ An interruption loses what was in flight and nothing else; the same command goes
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,5 +120,6 @@ def _recording(study: Study, arm: Arm, seed: int, runs_dir: Path, engine: str, o
     if found is not None:
         return found
     run = create_run(experiment, runs_dir)
-    observer.on_federation(run_federation(run, engine=engine, client_app=CLIENT_APP))
+    with closing(run_federation(run, engine=engine, client_app=CLIENT_APP)) as events:
+        observer.on_federation(events)
     return run

@@ -3,7 +3,7 @@
 0    done, and true
 1    the federation failed, an attack failed, or a file cannot be trusted
 2    the command or the experiment is wrong; nothing was written
-130  interrupted; the same command, or ``fl-sim attack RUN``, goes on from there
+130  interrupted (143 by SIGTERM, 129 by a closed terminal); the same command, or ``fl-sim attack RUN``, goes on
 """
 
 from importlib import import_module
@@ -13,6 +13,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
+from fl_sim.cli.interruption import clean_interruption
 from fl_sim.cli.terminal import errors
 from fl_sim.errors import ConfigError, FlSimError
 
@@ -54,7 +55,8 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with clean_interruption():
+                return super().invoke(ctx)
         except FlSimError as error:
             errors.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
             ctx.exit(2 if isinstance(error, ConfigError) else 1)

@@ -11,7 +11,6 @@ from attacker.report.event_files import follow_federation
 from fl_sim.cli.analysis import analyse
 from fl_sim.cli.experiment_check import check_experiment, check_resumable, with_absolute_paths
 from fl_sim.cli.federation_progress import show_federation
-from fl_sim.cli.interruption import clean_interruption
 from fl_sim.cli.options import DEFAULT_RUNS_DIR, QuietOption, RunsDirOption, SetOption, TensorboardOption, find_run
 from fl_sim.cli.terminal import errors, output
 from fl_sim.config import read_experiment
@@ -82,7 +81,7 @@ def run(
     if not quiet:
         errors.print(f"[bold]{store.folder}[/]", highlight=False)
     federation = run_federation(store, engine=engine, client_app=CLIENT_APP, superlink=address)
-    with clean_interruption(), closing(federation), closing(_followed(federation, store, tensorboard)) as events:
+    with closing(federation), closing(_followed(federation, store, tensorboard)) as events:
         show_federation(events, num_rounds=chosen.federation.num_rounds, quiet=quiet)
     failures = analyse(store, chosen.attack if attack else None, tensorboard=tensorboard, quiet=quiet)
     if publish is not None:

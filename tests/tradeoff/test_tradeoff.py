@@ -2,6 +2,10 @@
 
 import csv
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,9 @@ from attacker.estimate import Estimate, estimate
 from fl_sim.cli import app
 from fl_sim.config import Workers
 from fl_sim.errors import ConfigError
+from fl_sim.events import read_events
+from fl_sim.process_tree import descendants
+from fl_sim.run_store import list_runs
 from tradeoff.campaign import Metrics, StudyObserver, run_study
 from tradeoff.figures import draw_picture, tradeoff_plots
 from tradeoff.gallery import draw_gallery, gallery
@@ -200,6 +207,23 @@ def test_a_study_from_end_to_end_and_again(study_file, tmp_path) -> None:
     assert plain.leakages[1].values["psnr_db"].mean > noisy.leakages[1].values["psnr_db"].mean
     assert plain.leakages[1].values["psnr_db"].standard_error is not None
     _check_output(study, found, done)
+
+
+def test_a_terminated_study_leaves_no_federation_behind(study_file, tmp_path) -> None:
+    command = [sys.executable, "-m", "fl_sim.cli", "defend", str(study_file), "--engine", "inprocess", "--quiet"]
+    process = subprocess.Popen([*command, "--set", "federation.num_rounds=100000"], cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not (events := list(tmp_path.glob("defended/study/runs/*/events.jsonl"))) or not read_events(events[0]):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    stemming = descendants(process.pid)
+    assert stemming
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert not [own for own in stemming if own.is_running()]
+    (run,) = list_runs(tmp_path / "defended/study/runs")
+    assert run.status().message == "stopped before its end"
 
 
 def _check_output(study: Study, found: tuple[Outcome, ...], done: tuple) -> None:
