@@ -8,6 +8,7 @@ An interruption loses the attacks in flight and nothing else; the same command g
 import json
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
