@@ -10,7 +10,6 @@ computes g_b itself, before anything else can act.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Literal, get_args
 
 import torch
@@ -118,8 +117,12 @@ class ClientDefenses:
 
 def _noise_last(defenses: Sequence[Defense]) -> tuple[tuple[Defense, ...], tuple[AdditiveNoise, ...]]:
     """Split a chain into what must see each example, and the noise at its end, which may be drawn for their mean."""
-    noises = tuple(reversed(list(takewhile(lambda defense: isinstance(defense, AdditiveNoise), reversed(defenses)))))
-    return tuple(defenses[: len(defenses) - len(noises)]), noises
+    noises: list[AdditiveNoise] = []
+    for defense in reversed(defenses):
+        if not isinstance(defense, AdditiveNoise):
+            break
+        noises.insert(0, defense)
+    return tuple(defenses[: len(defenses) - len(noises)]), tuple(noises)
 
 
 def arrange(links: Sequence[tuple[Place, Defense] | GradientDefense]) -> ClientDefenses:
