@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fl_sim.errors import ConfigError
+from fl_sim.models.halving import Halving
 from fl_sim.models.initialisation import seeded_construction
 from fl_sim.models.normalisation import Normalisation
 from fl_sim.models.trained_weights import load_trained_weights
@@ -64,7 +65,7 @@ def convnet(
             layers[f"relu{number}"] = nn.ReLU()
             if number in (2, depth):
                 everywhere = global_pooling and number == depth
-                layers[f"pool{number}"] = nn.AdaptiveAvgPool2d(1) if everywhere else nn.AvgPool2d(2)
+                layers[f"pool{number}"] = nn.AdaptiveAvgPool2d(1) if everywhere else Halving()
             channels = outputs
         layers["flatten"] = nn.Flatten()
         layers["linear"] = nn.Linear(4 * width * positions, dataset.num_classes)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fl_sim.errors import ConfigError
+from fl_sim.models.halving import Halving
 from fl_sim.models.initialisation import lecun_normal, seeded_construction
 from fl_sim.models.normalisation import Normalisation
 from fl_sim.models.trained_weights import load_trained_weights
@@ -57,10 +58,10 @@ def pooled_cnn(
                 normalisation=Normalisation(dataset.mean, dataset.std),
                 conv1=nn.Conv2d(channels, first, 3, padding=1),
                 relu1=nn.ReLU(),
-                pool1=nn.AvgPool2d(2),
+                pool1=Halving(),
                 conv2=nn.Conv2d(first, second, 1 if paper_table5 else 3, padding=1),
                 relu2=nn.ReLU(),
-                pool2=nn.AvgPool2d(2),
+                pool2=Halving(),
                 flatten=nn.Flatten(),
                 linear1=nn.Linear(features, hidden),
                 relu3=nn.ReLU(),
