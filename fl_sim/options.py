@@ -6,6 +6,7 @@ Pydantic does the checking against the annotations of the target, a function or 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
@@ -126,6 +127,8 @@ def _uncapitalised(message: str) -> str:
 def _known_keys(kind: Any, location: tuple[int | str, ...]) -> list[str]:
     for step in location[:-1]:
         kind = get_args(kind)[0] if isinstance(step, int) else get_type_hints(kind).get(step)
+        if isinstance(kind, UnionType):  # an optional section
+            kind = next((member for member in get_args(kind) if is_dataclass(member)), None)
         if kind is None:
             return []
     return sorted(field.name for field in fields(kind)) if is_dataclass(kind) else []

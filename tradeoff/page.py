@@ -11,7 +11,7 @@ from attacker.report.wording import decibel
 from tradeoff.figures import tradeoff_plots
 from tradeoff.gallery import GalleryRow
 from tradeoff.outcomes import Outcome
-from tradeoff.rendering import READING, cells, header, not_followed, setting
+from tradeoff.rendering import cells, header, not_followed, reading, setting
 from tradeoff.study import Study
 
 
@@ -38,9 +38,9 @@ def render(study: Study, found: Sequence[Outcome], rows: Sequence[GalleryRow], *
         style=Markup(resources.files("attacker.report").joinpath("templates/report.css").read_text(encoding="utf-8")),
         plots=tradeoff_plots(found),
         attacks=[header(leakage) for leakage in found[0].leakages],
-        table=[(cells(outcome), outcome.undominated) for outcome in found],
+        table=[(cells(outcome, study.published_for(outcome.arm)), outcome.undominated) for outcome in found],
         gallery=[(row.title, _pictures(row)) for row in rows],
-        reading=READING,
+        reading=reading(study),
         not_followed=not_followed(found),
         command=command,
     )

@@ -4,11 +4,12 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from attacker.estimate import Estimate
 from tradeoff.outcomes import Leakage, Outcome
-from tradeoff.study import Study
+from tradeoff.study import PublishedNumbers, Study
 
 READING = (
     "PSNR in dB and shares of recovered images are means over attacked updates ± standard error; accuracy is that of "
@@ -24,12 +25,17 @@ def markdown(study: Study, found: Sequence[Outcome], *, command: str) -> str:
     rows = [
         ["defense", "accuracy", "lost", "epsilon", *labels, "wrong labels", "mean image"],
         ["---"] * (6 + len(labels)),
-        *(cells(outcome) for outcome in found),
+        *(cells(outcome, study.published_for(outcome.arm)) for outcome in found),
     ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     remarks = "".join(f"\n- {remark}" for remark in not_followed(found))
-    text = f"# Defenses: {study.experiment.name}\n\n    {command}\n\n{setting(study)}\n\n{table}\n\n{READING}\n"
+    text = f"# Defenses: {study.experiment.name}\n\n    {command}\n\n{setting(study)}\n\n{table}\n\n{reading(study)}\n"
     return f"{text}{remarks}\n" if remarks else text
+
+
+def reading(study: Study) -> str:
+    """Return how the table is read, and whose numbers stand in brackets."""
+    return READING if study.published is None else f"{READING} In brackets: {study.published.source}."
 
 
 def setting(study: Study) -> str:
@@ -60,26 +66,30 @@ def header(leakage: Leakage) -> str:
     return f"{leakage.title}{'' if leakage.realistic else ' *'}"
 
 
-def cells(outcome: Outcome) -> list[str]:
-    """Return one line of the table."""
+def cells(outcome: Outcome, published: PublishedNumbers | None = None) -> list[str]:
+    """Return one line of the table, with numbers of somebody else in brackets."""
     training, worst = outcome.training, outcome.worst
     values = {} if worst is None else worst.values
+    accuracy = None if published is None else published.accuracy_percent
+    others = {} if published is None else published.attacks
     return [
         f"{'◆ ' if outcome.undominated else ''}{outcome.arm.label}",
-        percent(training.accuracy),
+        percent(training.accuracy) + ("" if accuracy is None else f" ({accuracy:.1f} %)"),
         percent(training.accuracy_loss),
         "–" if training.epsilon is None else f"{training.epsilon:.3g}",
-        *(leaked(leakage) for leakage in outcome.leakages),
+        *(leaked(leakage, others.get(leakage.title)) for leakage in outcome.leakages),
         percent(values.get("wrong_label_share"), digits=0),
         number(values.get("mean_image_psnr_db")),
     ]
 
 
-def leaked(leakage: Leakage) -> str:
-    """Return PSNR and share of one attack."""
+def leaked(leakage: Leakage, published: tuple[float, float] | None = None) -> str:
+    """Return PSNR and share of one attack, with what somebody else measured in brackets."""
+    other = "" if published is None else f" ({published[0]:.1f} dB / {published[1]:.0f} %)"
     if "psnr_db" not in leakage.values:
-        return "–"
-    return f"{number(leakage.values['psnr_db'])} dB / {percent(leakage.values.get('recovered_share'), digits=0)}"
+        return f"–{other}"
+    share = percent(leakage.values.get("recovered_share"), digits=0)
+    return f"{number(leakage.values['psnr_db'])} dB / {share}{other}"
 
 
 def number(value: Estimate | None) -> str:
@@ -126,7 +136,7 @@ def json_text(study: Study, found: Sequence[Outcome]) -> str:
             }
             for attack, metric, value in _all_values(outcome)
         ]
-        arm = outcome.arm
+        arm, published = outcome.arm, study.published_for(outcome.arm)
         lines.append(
             {
                 "defense": arm.family,
@@ -135,9 +145,16 @@ def json_text(study: Study, found: Sequence[Outcome]) -> str:
                 "chain": [{"name": link.name, "options": link.options} for link in arm.defenses],
                 "undominated": outcome.undominated,
                 "values": values,
+                "published": None if published is None else asdict(published),
             }
         )
-    return json.dumps({"experiment": study.experiment.name, "setting": setting(study), "arms": lines}, indent=1) + "\n"
+    content = {
+        "experiment": study.experiment.name,
+        "setting": setting(study),
+        "published": None if study.published is None else study.published.source,
+        "arms": lines,
+    }
+    return json.dumps(content, indent=1) + "\n"
 
 
 def _all_values(outcome: Outcome) -> list[tuple[str, str, Estimate]]:

@@ -19,6 +19,13 @@
     name = "inverting_gradients"              # whatever is not said here is as in the section [attack]
     label = "cosine"                          # what the tables call it; default: the name
 
+    [defend.published]                        # what somebody else measured, shown in brackets beside ours
+    source = "Table 6 of …"
+    [[defend.published.numbers]]
+    defense = "gaussian_noise, stddev = 0.01" # as the tables call it
+    accuracy_percent = 68.9
+    attacks = { cosine = [18.3, 25.0] }       # PSNR in dB, percent of the images recovered
+
 The experiment's own ``[[defenses]]`` stand before every arm's; the arm without any further defense comes first.
 """
 
@@ -76,6 +83,38 @@ class DefenseSweep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedNumbers:
+    """What somebody else measured under one defense.
+
+    Attributes:
+        defense: Label of the arm.
+        accuracy_percent: Test accuracy.
+        attacks: PSNR in dB and percent of recovered images, by title of the attack.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FORBID
+
+    defense: str
+    accuracy_percent: float | None = None
+    attacks: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedTable:
+    """What somebody else measured, to stand beside ours.
+
+    Attributes:
+        source: Who, where, and in which setting as far as it differs.
+        numbers: By arm.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _FORBID
+
+    source: str
+    numbers: tuple[PublishedNumbers, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DefendConfig:
     """The section ``[defend]``.
 
@@ -83,6 +122,7 @@ class DefendConfig:
         defenses: What is compared with no defense.
         attacks: The attacks on each arm; default: the experiment's.
         seeds: Seeds of the federation: of its partition, its first weights and its batches.
+        published: Numbers to compare with.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _FORBID
@@ -90,6 +130,7 @@ class DefendConfig:
     defenses: tuple[DefenseSweep, ...] = ()
     attacks: tuple[dict[str, Any], ...] = ()
     seeds: tuple[int, ...] = (0,)
+    published: PublishedTable | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,16 +177,23 @@ class Study:
         arms: The first one is without defense.
         attacks: On each arm.
         seeds: Of the federation.
+        published: Numbers to compare with.
     """
 
     experiment: Experiment
     arms: tuple[Arm, ...]
     attacks: tuple[StudyAttack, ...]
     seeds: tuple[int, ...]
+    published: PublishedTable | None = None
 
     def federation(self, arm: Arm, seed: int) -> Experiment:
         """Return the experiment of one federation; with one seed all arms hold the same private images."""
         return replace(self.experiment, seed=seed, defenses=(*self.experiment.defenses, *arm.defenses))
+
+    def published_for(self, arm: Arm) -> PublishedNumbers | None:
+        """Return what somebody else measured under the defense of an arm."""
+        numbers = () if self.published is None else self.published.numbers
+        return next((own for own in numbers if own.defense == arm.label), None)
 
 
 def read_study(path: Path, overrides: Iterable[str] = ()) -> Study:
@@ -177,7 +225,21 @@ def read_study(path: Path, overrides: Iterable[str] = ()) -> Study:
     for title in titles:
         if titles.count(title) > 1:
             raise ConfigError(f"defend.attacks: {title!r} stands there twice; give one of them a label")
-    return Study(experiment=experiment, arms=arms, attacks=attacks, seeds=config.seeds)
+    _check_published(config.published, labels, titles)
+    return Study(experiment=experiment, arms=arms, attacks=attacks, seeds=config.seeds, published=config.published)
+
+
+def _check_published(published: PublishedTable | None, labels: list[str], titles: list[str]) -> None:
+    """Refuse numbers that would stand nowhere, or twice."""
+    numbers = () if published is None else published.numbers
+    named = [own.defense for own in numbers]
+    for own in numbers:
+        if named.count(own.defense) > 1:
+            raise ConfigError(f"defend.published: {own.defense!r} stands there twice")
+        for kind, names, known in (("defense", [own.defense], labels), ("attack", own.attacks, titles)):
+            for name in names:
+                if name not in known:
+                    raise ConfigError(f"defend.published: unknown {kind} {name!r}; known: {'; '.join(known)}")
 
 
 def _arms(sweep: DefenseSweep) -> Iterator[Arm]:

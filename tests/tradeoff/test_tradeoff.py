@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,67 @@ def test_a_wrong_file_is_refused(study_file, old: str, new: str, message: str) -
     study_file.write_text(FILE.replace(old, new, 1))
     with pytest.raises(ConfigError, match=message):
         read_study(study_file)
+
+
+PUBLISHED = """
+[defend.published]
+source = "somebody"
+[[defend.published.numbers]]
+defense = "both"
+accuracy_percent = 71.25
+attacks = { analytic = [18.3, 25.0] }
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            '"both"',
+            '"bath"',
+            "defend.published: unknown defense 'bath'; known: no defense; gaussian_noise, stddev = 10; b",
+        ),
+        ("analytic", "cosine", "defend.published: unknown attack 'cosine'; known: inverting_gradients; analytic"),
+        (PUBLISHED, PUBLISHED + PUBLISHED.split("\n", 3)[3], "defend.published: 'both' stands there twice"),
+        ("accuracy_percent", "accuracy", "defend.published.numbers.0.accuracy: unknown key"),
+    ],
+)
+def test_published_numbers_that_stand_nowhere_are_refused(study_file, old: str, new: str, message: str) -> None:
+    study_file.write_text(FILE + PUBLISHED.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        read_study(study_file)
+
+
+def test_published_numbers_stand_in_brackets(study_file) -> None:
+    study_file.write_text(FILE + PUBLISHED)
+    study = read_study(study_file)
+    none, both = outcome(NO_DEFENSE, 0.9, 30.0), outcome("both", 0.8, 12.0)
+    both = replace(both, leakages=(replace(both.leakages[0], title="analytic"),))
+    found = [replace(own, arm=study.arms[position]) for own, position in ((none, 0), (both, 2))]
+    table = markdown(study, found, command="x")
+    assert "| both | 80.0 % (71.2 %) | 10.0 % | – | 12.0 dB / 50 % (18.3 dB / 25 %) |" in table.replace("◆ ", "")
+    assert "| no defense | 90.0 % | 0.0 % | – | 30.0 dB / 50 % |" in table.replace("◆ ", "")
+    assert "In brackets: somebody." in table
+    assert "12.0 dB / 50 % (18.3 dB / 25 %)" in render(study, found, [], command="x")
+    content = json.loads(json_text(study, found))
+    assert content["published"] == "somebody"
+    assert [arm["published"] for arm in content["arms"]] == [
+        None,
+        {"defense": "both", "accuracy_percent": 71.25, "attacks": {"analytic": [18.3, 25.0]}},
+    ]
+
+
+def test_table_6_holds_the_numbers_of_the_paper() -> None:
+    folder = Path(__file__).parents[2]
+    study = read_study(folder / "experiments/table6.toml")
+    cells = json.loads((folder / "reproduction/fedavg_leakage_cells.json").read_text())["tables"]["6"]["femnist"]
+    methods = {"per-epoch images, prior": "ours_prior", "Shared": "shared", "FedSGD-Epoch": "fedsgd_epoch"}
+    assert len(study.arms) == len(cells)
+    for arm, row in zip(study.arms, cells.values(), strict=True):  # both in the paper's order
+        published = study.published_for(arm)
+        assert published is not None
+        assert published.accuracy_percent == row["accuracy_percent"]
+        assert published.attacks == {title: tuple(reversed(row[method])) for title, method in methods.items()}
 
 
 def test_the_command_s_workers_are_those_of_every_attack(study_file, monkeypatch) -> None:
