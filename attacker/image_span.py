@@ -1,4 +1,10 @@
-"""Where the features of the private images must lie, as an update tells it."""
+"""Where the features of the private images must lie, as an update tells it.
+
+    dW = sum over steps of  delta_s h(x_s; w_s)^T,    w_s on the way from w_t to w_c
+
+Features are taken half-way, at weights that the server knows as well as both ends: that is where the steps are on
+average, and of what true images keep outside the span it leaves a half to a fifth (benchmarks/order_noise.py).
+"""
 
 import math
 from dataclasses import dataclass
@@ -9,9 +15,10 @@ from attacker.attack import DoesNotApplyError
 from attacker.inversion_problem import InversionProblem
 from attacker.layer_inputs import first_linear, inputs_of_layer, tensor_name
 from attacker.priors.feature_span import feature_span, update_span, visible_rank
+from fl_sim.parameters import Parameters
 
 # Local training turns the features, so that more directions than images carry them: with N = 50 and E = 10 the true
-# images keep 0.0024 of their energy outside 50 directions and 0.0007 outside 80, mixtures of two 0.0070 and 0.0055.
+# images keep 0.0012 of their energy outside 50 directions and 0.0003 outside 80, mixtures of two 0.0052 and 0.0042.
 _DIRECTIONS_PER_IMAGE = 1.6
 
 # A direction is of use once it stands out of the noise by this factor; nearer to it, it is mostly noise itself. With
@@ -27,16 +34,17 @@ class ImageSpan:
         problem: What is solved.
         layer: Name of the layer.
         basis: (F, R), orthonormal columns.
+        weights: Where features are taken.
     """
 
     problem: InversionProblem
     layer: str
     basis: Tensor
+    weights: Parameters
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Return the layer's inputs (N, F) for pixels (N, C, H, W), at the global weights."""
-        problem = self.problem
-        features, _ = inputs_of_layer(problem.model, self.layer, problem.parameters, problem.buffers, pixels)
+        """Return the layer's inputs (N, F) for pixels (N, C, H, W)."""
+        features, _ = inputs_of_layer(self.problem.model, self.layer, self.weights, self.problem.buffers, pixels)
         return features
 
     def prior(self, features: Tensor) -> Tensor:
@@ -51,12 +59,15 @@ class NoSpan:
     reason: str
 
 
-def image_span(problem: InversionProblem, rank: int | None = None) -> ImageSpan | NoSpan:
+def image_span(problem: InversionProblem, rank: int | None = None, *, position: float = 0.5) -> ImageSpan | NoSpan:
     """Find the span that the update of the first fully connected layer tells.
 
     Args:
         problem: What is to be solved.
         rank: Directions; ``None`` takes N for one local epoch, else 1.6 N.
+        position: Where features are taken, as a share of the way through the local steps: 0.5 is their mean, were they
+            on a straight line, and 0 is w_t. Where defenses are known, it is w_t: what noise, signs or pruning make of
+            the way is none.
     """
     try:
         layer = first_linear(problem.model)
@@ -74,4 +85,7 @@ def image_span(problem: InversionProblem, rank: int | None = None) -> ImageSpan 
         directions = min(directions, visible_rank(update, _CLEARLY * noise**0.5))
         if directions < num_images:  # the features of all images would be pulled into too few
             return NoSpan(f"known noise leaves {directions} directions of {weight} for {num_images} images")
-    return ImageSpan(problem=problem, layer=layer, basis=update_span(update, directions))
+    # The U steps are taken at w_t, ..., w_t + (U - 1) / U delta.
+    passed = position * problem.recipe.learning_rate * (problem.num_steps - 1) if problem.adaptation is None else 0.0
+    weights = {name: tensor - passed * problem.observed[name] for name, tensor in problem.parameters.items()}
+    return ImageSpan(problem=problem, layer=layer, basis=update_span(update, directions), weights=weights)

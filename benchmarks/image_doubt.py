@@ -78,7 +78,8 @@ def doubts_of(run: RunStore, result: Result, num_classes: int) -> Tensor:
         label_counts=torch.bincount(result.reconstruction.labels, minlength=num_classes)[None],
     )
     problem = inversion_problem(observation, "automatic", torch.Generator())
-    span = image_span(problem, result.setting.options.get("rank"))
+    options = result.setting.options
+    span = image_span(problem, options.get("rank"), position=options.get("position", 0.5))
     if not isinstance(span, ImageSpan):
         raise ValueError(f"no doubt without a span: {span.reason}")
     with torch.no_grad():

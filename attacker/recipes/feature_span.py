@@ -9,7 +9,7 @@ searched anew, the others held.
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class FeatureSpan:
         doubt: What an image has of its own and not in the update, as a share of all that it has of its own, above which
             it is searched anew.
         learning_rate: Of Adam at the start, in normalised units; falls to its half in the coarse part and in repairs,
-            and from there to 0 in each round.
+            and from there to 0 in each round. ``None`` takes 0.4 for one channel, else 0.1.
         matching: Factor f of the matching term, which is 1 for a simulated update of zero.
         feature_span: Weight of the span prior at the start.
         feature_span_fine: Its weight at the end of the coarse part and of repairs, and at the start of each round.
@@ -67,10 +67,11 @@ class FeatureSpan:
             images so far.
         rank: Directions of the span; ``None`` takes N for one local epoch, else 1.6 N. Those that known noise drowns
             are left out; where less than N remain, or a known defense spoils the layer, so is the prior.
+        position: Where features are taken, as a share of the way from w_t to w_c, see `attacker.image_span`.
         orders: K, random orders sampled in each round; 0 leaves the sampling out.
         order_floor: Variance of a direction that no order moves, as a share of the update's energy.
-        quadratic_variation: Weight of the smoothness prior.
-        pixel_box: Weight of the prior that pixels lie in [0, 1].
+        quadratic_variation: Weight of the smoothness prior; ``None`` takes 3e-5 for one channel, else 1e-5.
+        pixel_box: Weight of the prior that pixels lie in [0, 1]; ``None`` takes 2 for one channel, else 10.
         start_noise: Standard deviation of the start around the background, in normalised units.
         background: Grey level in [0, 1] that pictures are known to have in most places, where that is public (1 for a
             white page); ``None`` starts at the data set's mean.
@@ -93,7 +94,7 @@ class FeatureSpan:
     hold: int = 4
     repair_steps: int = 100
     doubt: float = 0.5
-    learning_rate: float = 0.4
+    learning_rate: float | None = None
     matching: float = 250.0
     feature_span: float = 300.0
     feature_span_fine: float = 3000.0
@@ -101,10 +102,11 @@ class FeatureSpan:
     feature_volume: float = 0.1
     least_volume: float = 0.25
     rank: int | None = None
+    position: float = 0.5
     orders: int = 16
     order_floor: float = 1e-4
-    quadratic_variation: float = 3e-5
-    pixel_box: float = 2.0
+    quadratic_variation: float | None = None
+    pixel_box: float | None = None
     start_noise: float = 0.3
     background: float | None = None
     simulation: Simulation | tuple[Simulation, ...] = 5
@@ -150,14 +152,15 @@ class FeatureSpan:
         )
         if self.simulation == ():
             raise ValueError("simulation must name at least one, got ()")
+        if not 0 <= self.position <= 1:
+            raise ValueError(f"position must be in [0, 1], got {self.position}")
         if self.background is not None and not 0 <= self.background <= 1:
             raise ValueError(f"background must be in [0, 1], got {self.background}")
 
     @property
     def num_steps(self) -> int:
         """Adam steps of a run, in all; fewer are taken where nothing is in doubt."""
-        coarse, rounds = self._parts()
-        return coarse.steps + sum(part.steps for parts in rounds for part in parts)
+        return self.steps + self.rounds * self.round_steps * self.hold + max(0, self.rounds - 1) * self.repair_steps
 
     def __call__(
         self, observation: Observation, *, generator: torch.Generator, on_step: OnStep = ignore_progress
@@ -168,8 +171,9 @@ class FeatureSpan:
             return once(observation, generator=generator, on_step=on_step)
         started = time.monotonic()
         problem = inversion_problem(observation, self.label_recovery, generator)
-        coarse, rounds = self._parts()
-        run = _Run(self, problem, generator, on_step)
+        constants = self._constants(problem.image_shape)
+        coarse, rounds = self._parts(constants.learning_rate)
+        run = _Run(self, constants, problem, generator, on_step)
         run.search(coarse)
         for repair, part in rounds:
             run.refine(repair, part)
@@ -187,14 +191,19 @@ class FeatureSpan:
         noise = self.start_noise * problem.noise(generator)
         return noise if self.background is None else noise + problem.to_normalised(self.background)
 
-    def _parts(self) -> tuple["_Part", tuple[tuple["_Part", "_Part"], ...]]:
+    def _constants(self, image_shape: tuple[int, int, int]) -> "_Constants":
+        own = {field.name: getattr(self, field.name) for field in fields(_Constants)}
+        standard = _ONE_CHANNEL if image_shape[0] == 1 else _COLOUR
+        return replace(standard, **{name: value for name, value in own.items() if value is not None})
+
+    def _parts(self, learning_rate: float) -> tuple["_Part", tuple[tuple["_Part", "_Part"], ...]]:
         """Return the coarse part, and for each round the repair before it and the round itself."""
         length = self.round_steps * self.hold
         coarse = _Part(
             first=0,
             steps=self.steps,
             hold=self.coarse_hold,
-            rate=CosineDecay(start=self.learning_rate, num_steps=2 * self.steps),
+            rate=CosineDecay(start=learning_rate, num_steps=2 * self.steps),
             span=GeometricRamp(start=self.feature_span, end=self.feature_span_fine, num_steps=self.steps),
             may_climb=True,
         )
@@ -202,7 +211,7 @@ class FeatureSpan:
             first=self.steps,
             steps=length,
             hold=self.hold,
-            rate=CosineDecay(start=0.5 * self.learning_rate, num_steps=length),
+            rate=CosineDecay(start=0.5 * learning_rate, num_steps=length),
             span=GeometricRamp(start=self.feature_span_fine, end=self.feature_span_end, num_steps=length),
         )
         rounds: list[tuple[_Part, _Part]] = []
@@ -213,12 +222,25 @@ class FeatureSpan:
                 coarse,
                 first=first - steps,
                 steps=steps,
-                rate=CosineDecay(start=self.learning_rate, num_steps=2 * steps),
+                rate=CosineDecay(start=learning_rate, num_steps=2 * steps),
                 span=GeometricRamp(start=self.feature_span, end=self.feature_span_fine, num_steps=steps),
                 may_climb=False,
             )
             rounds.append((repair, replace(fine, first=first)))
         return coarse, tuple(rounds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Constants:
+    """Fields of `FeatureSpan` whose defaults depend on the pictures."""
+
+    learning_rate: float
+    quadratic_variation: float
+    pixel_box: float
+
+
+_ONE_CHANNEL = _Constants(learning_rate=0.4, quadratic_variation=3e-5, pixel_box=2.0)
+_COLOUR = _Constants(learning_rate=0.1, quadratic_variation=1e-5, pixel_box=10.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,13 +273,19 @@ class _Run:
     """
 
     def __init__(
-        self, attack: FeatureSpan, problem: InversionProblem, generator: torch.Generator, on_step: OnStep
+        self,
+        attack: FeatureSpan,
+        constants: _Constants,
+        problem: InversionProblem,
+        generator: torch.Generator,
+        on_step: OnStep,
     ) -> None:
         self._attack = attack
+        self._constants = constants
         self._problem = problem
         self._generator = generator
         self._on_step = on_step
-        self._span = image_span(problem, attack.rank)
+        self._span = image_span(problem, attack.rank, position=attack.position)
         self._fidelity = FidelityLadder(
             attack.simulation if isinstance(attack.simulation, tuple) else (attack.simulation,),
             patience=attack.patience,
@@ -297,6 +325,7 @@ class _Run:
     def search(self, part: _Part, moving: Tensor | None = None) -> None:
         """Search the images, or those of them that move, (M,), int64."""
         attack, problem, span, others = self._attack, self._problem, self._span, self.images
+        smoothness, box = self._constants.quadratic_variation, self._constants.pixel_box
 
         def images(variables: Tensor) -> Tensor:
             return variables if moving is None else others.index_copy(0, moving, variables)
@@ -305,8 +334,7 @@ class _Run:
             return self.matching(problem.to_pixels(images(variables)))
 
         def prior(variables: Tensor, step: int) -> Tensor:
-            pixels = problem.to_pixels(variables)
-            smooth = attack.quadratic_variation * quadratic_variation(variables) + attack.pixel_box * pixel_box(pixels)
+            smooth = smoothness * quadratic_variation(variables) + box * pixel_box(problem.to_pixels(variables))
             if isinstance(span, NoSpan):
                 return smooth
             features = span.features(problem.to_pixels(images(variables)))
