@@ -19,8 +19,9 @@ from torch import Tensor
 
 from attacker.attack_worker import observe_update
 from attacker.image_doubt import doubts
-from attacker.image_span import ImageSpan, image_span
+from attacker.image_span import ImageSpan
 from attacker.inversion_problem import inversion_problem
+from attacker.recipes.feature_span import FeatureSpan
 from attacker.results import Result, read_results
 from attacker.scoring import Score
 from fl_sim.run_store import RunStore, open_run
@@ -78,8 +79,7 @@ def doubts_of(run: RunStore, result: Result, num_classes: int) -> Tensor:
         label_counts=torch.bincount(result.reconstruction.labels, minlength=num_classes)[None],
     )
     problem = inversion_problem(observation, "automatic", torch.Generator())
-    options = result.setting.options
-    span = image_span(problem, options.get("rank"), position=options.get("position", 0.5))
+    span = FeatureSpan(**result.setting.options).span(problem)
     if not isinstance(span, ImageSpan):
         raise ValueError(f"no doubt without a span: {span.reason}")
     with torch.no_grad():

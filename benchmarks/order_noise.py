@@ -87,16 +87,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n".join(lines))
 
 
-def problem_of(data: FederatedData, client: int, recipe: LocalTraining) -> tuple[InversionProblem, Tensor]:
+def problem_of(
+    data: FederatedData, client: int, recipe: LocalTraining, model_name: str = "femnist_cnn"
+) -> tuple[InversionProblem, Tensor]:
     """Return a client's update as a problem with known labels, and its images."""
     spec = data.dataset.spec
     model: nn.Module = build(
-        MODELS["femnist_cnn"], {}, where="model", dataset=spec, generator=generator(0, "model-initialisation")
+        MODELS[model_name], {}, where="model", dataset=spec, generator=generator(0, "model-initialisation")
     )
     images, labels = pixels(data.images(client)), data.labels(client)
     parameters = {name: tensor.detach() for name, tensor in model.named_parameters()}
     order = random_order(recipe, len(labels), torch.Generator().manual_seed(client))
-    observed = simulate_local_update(model, parameters, {}, images, labels, recipe, order=order)
+    with torch.no_grad():
+        observed = simulate_local_update(model, parameters, {}, images, labels, recipe, order=order)
     problem = InversionProblem(
         model=model,
         parameters=parameters,

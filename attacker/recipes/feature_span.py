@@ -67,7 +67,8 @@ class FeatureSpan:
             images so far.
         rank: Directions of the span; ``None`` takes N for one local epoch, else 1.6 N. Those that known noise drowns
             are left out; where less than N remain, or a known defense spoils the layer, so is the prior.
-        position: Where features are taken, as a share of the way from w_t to w_c, see `attacker.image_span`.
+        position: Where features are taken, as a share of the way from w_t to w_c, see `attacker.image_span`; ``None``
+            takes 0 for one channel, else 0.5.
         orders: K, random orders sampled in each round; 0 leaves the sampling out.
         order_floor: Variance of a direction that no order moves, as a share of the update's energy.
         quadratic_variation: Weight of the smoothness prior; ``None`` takes 3e-5 for one channel, else 1e-5.
@@ -102,7 +103,7 @@ class FeatureSpan:
     feature_volume: float = 0.1
     least_volume: float = 0.25
     rank: int | None = None
-    position: float = 0.5
+    position: float | None = None
     orders: int = 16
     order_floor: float = 1e-4
     quadratic_variation: float | None = None
@@ -152,7 +153,7 @@ class FeatureSpan:
         )
         if self.simulation == ():
             raise ValueError("simulation must name at least one, got ()")
-        if not 0 <= self.position <= 1:
+        if self.position is not None and not 0 <= self.position <= 1:
             raise ValueError(f"position must be in [0, 1], got {self.position}")
         if self.background is not None and not 0 <= self.background <= 1:
             raise ValueError(f"background must be in [0, 1], got {self.background}")
@@ -185,6 +186,10 @@ class FeatureSpan:
             started=started,
         )
         return replace(found, remarks=(*found.remarks, *run.remarks()))
+
+    def span(self, problem: InversionProblem) -> ImageSpan | NoSpan:
+        """Find the span of the features, or why there is none."""
+        return image_span(problem, self.rank, position=self._constants(problem.image_shape).position)
 
     def start(self, problem: InversionProblem, generator: torch.Generator) -> Tensor:
         """Draw normalised images (N, C, H, W) to start from."""
@@ -235,12 +240,13 @@ class _Constants:
     """Fields of `FeatureSpan` whose defaults depend on the pictures."""
 
     learning_rate: float
+    position: float
     quadratic_variation: float
     pixel_box: float
 
 
-_ONE_CHANNEL = _Constants(learning_rate=0.4, quadratic_variation=3e-5, pixel_box=2.0)
-_COLOUR = _Constants(learning_rate=0.1, quadratic_variation=1e-5, pixel_box=10.0)
+_ONE_CHANNEL = _Constants(learning_rate=0.4, position=0.0, quadratic_variation=3e-5, pixel_box=2.0)
+_COLOUR = _Constants(learning_rate=0.1, position=0.5, quadratic_variation=1e-5, pixel_box=10.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,7 +291,7 @@ class _Run:
         self._problem = problem
         self._generator = generator
         self._on_step = on_step
-        self._span = image_span(problem, attack.rank, position=attack.position)
+        self._span = attack.span(problem)
         self._fidelity = FidelityLadder(
             attack.simulation if isinstance(attack.simulation, tuple) else (attack.simulation,),
             patience=attack.patience,
