@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from attacker.attack import OnStep, Outcome, Progress, Reconstruction, ignore_progress
+from attacker.contrast import full_contrast
 from attacker.fidelity import FidelityLadder
 from attacker.gradient_matching import Optimum, Search, minimise
 from attacker.held_matching import HeldMatching
@@ -56,11 +57,13 @@ class FeatureSpan:
         doubt: What an image has of its own and not in the update, as a share of all that it has of its own, above which
             it is searched anew.
         learning_rate: Of Adam at the start, in normalised units; falls to its half in the coarse part and in repairs,
-            and from there to 0 in each round. ``None`` takes 0.4 for one channel, else 0.1.
+            and from there to 0 in each round. ``None`` takes 0.4 for one channel, else 0.2.
         matching: Factor f of the matching term, which is 1 for a simulated update of zero.
-        feature_span: Weight of the span prior at the start.
-        feature_span_fine: Its weight at the end of the coarse part and of repairs, and at the start of each round.
-        feature_span_end: Its weight at the end of each round; geometric in between.
+        feature_span: Weight of the span prior at the start; ``None`` takes 300 for one channel, else 1e3.
+        feature_span_fine: Its weight at the end of the coarse part and of repairs, and at the start of each round;
+            ``None`` takes 3e3 for one channel, else 1e4.
+        feature_span_end: Its weight at the end of each round, geometric in between; ``None`` takes 1e5 for one channel,
+            else 3e4.
         feature_volume: Weight, relative to that of the span, of the prior that no image is a copy or a mixture of
             others.
         least_volume: What the features of an image must have of their own, as a share of what is typical among the
@@ -71,8 +74,10 @@ class FeatureSpan:
             takes 0 for one channel, else 0.5.
         orders: K, random orders sampled in each round; 0 leaves the sampling out.
         order_floor: Variance of a direction that no order moves, as a share of the update's energy.
-        quadratic_variation: Weight of the smoothness prior; ``None`` takes 3e-5 for one channel, else 1e-5.
+        quadratic_variation: Weight of the smoothness prior; ``None`` takes 3e-5 for one channel, else 1e-2.
         pixel_box: Weight of the prior that pixels lie in [0, 1]; ``None`` takes 2 for one channel, else 10.
+        full_contrast: Share of an image's values that may lie beyond [0, 1] when its contrast is raised in the end, see
+            `attacker.contrast`; 0 leaves it as it was found. ``None`` takes 0 for one channel, else 0.005.
         start_noise: Standard deviation of the start around the background, in normalised units.
         background: Grey level in [0, 1] that pictures are known to have in most places, where that is public (1 for a
             white page); ``None`` starts at the data set's mean.
@@ -97,9 +102,9 @@ class FeatureSpan:
     doubt: float = 0.5
     learning_rate: float | None = None
     matching: float = 250.0
-    feature_span: float = 300.0
-    feature_span_fine: float = 3000.0
-    feature_span_end: float = 1e5
+    feature_span: float | None = None
+    feature_span_fine: float | None = None
+    feature_span_end: float | None = None
     feature_volume: float = 0.1
     least_volume: float = 0.25
     rank: int | None = None
@@ -108,6 +113,7 @@ class FeatureSpan:
     order_floor: float = 1e-4
     quadratic_variation: float | None = None
     pixel_box: float | None = None
+    full_contrast: float | None = None
     start_noise: float = 0.3
     background: float | None = None
     simulation: Simulation | tuple[Simulation, ...] = 5
@@ -153,6 +159,8 @@ class FeatureSpan:
         )
         if self.simulation == ():
             raise ValueError("simulation must name at least one, got ()")
+        if self.full_contrast is not None and not 0 <= self.full_contrast < 1:
+            raise ValueError(f"full_contrast must be in [0, 1), got {self.full_contrast}")
         if self.position is not None and not 0 <= self.position <= 1:
             raise ValueError(f"position must be in [0, 1], got {self.position}")
         if self.background is not None and not 0 <= self.background <= 1:
@@ -173,14 +181,14 @@ class FeatureSpan:
         started = time.monotonic()
         problem = inversion_problem(observation, self.label_recovery, generator)
         constants = self._constants(problem.image_shape)
-        coarse, rounds = self._parts(constants.learning_rate)
+        coarse, rounds = self._parts(constants)
         run = _Run(self, constants, problem, generator, on_step)
         run.search(coarse)
         for repair, part in rounds:
             run.refine(repair, part)
         found = reconstruction(
             problem,
-            problem.to_pixels(run.images),
+            _finished(problem, run.images, constants.full_contrast),
             run.optimum(),
             run.matching,
             started=started,
@@ -201,23 +209,23 @@ class FeatureSpan:
         standard = _ONE_CHANNEL if image_shape[0] == 1 else _COLOUR
         return replace(standard, **{name: value for name, value in own.items() if value is not None})
 
-    def _parts(self, learning_rate: float) -> tuple["_Part", tuple[tuple["_Part", "_Part"], ...]]:
+    def _parts(self, constants: "_Constants") -> tuple["_Part", tuple[tuple["_Part", "_Part"], ...]]:
         """Return the coarse part, and for each round the repair before it and the round itself."""
         length = self.round_steps * self.hold
         coarse = _Part(
             first=0,
             steps=self.steps,
             hold=self.coarse_hold,
-            rate=CosineDecay(start=learning_rate, num_steps=2 * self.steps),
-            span=GeometricRamp(start=self.feature_span, end=self.feature_span_fine, num_steps=self.steps),
+            rate=CosineDecay(start=constants.learning_rate, num_steps=2 * self.steps),
+            span=GeometricRamp(start=constants.feature_span, end=constants.feature_span_fine, num_steps=self.steps),
             may_climb=True,
         )
         fine = _Part(
             first=self.steps,
             steps=length,
             hold=self.hold,
-            rate=CosineDecay(start=0.5 * learning_rate, num_steps=length),
-            span=GeometricRamp(start=self.feature_span_fine, end=self.feature_span_end, num_steps=length),
+            rate=CosineDecay(start=0.5 * constants.learning_rate, num_steps=length),
+            span=GeometricRamp(start=constants.feature_span_fine, end=constants.feature_span_end, num_steps=length),
         )
         rounds: list[tuple[_Part, _Part]] = []
         for number in range(self.rounds):
@@ -227,8 +235,8 @@ class FeatureSpan:
                 coarse,
                 first=first - steps,
                 steps=steps,
-                rate=CosineDecay(start=learning_rate, num_steps=2 * steps),
-                span=GeometricRamp(start=self.feature_span, end=self.feature_span_fine, num_steps=steps),
+                rate=CosineDecay(start=constants.learning_rate, num_steps=2 * steps),
+                span=GeometricRamp(start=constants.feature_span, end=constants.feature_span_fine, num_steps=steps),
                 may_climb=False,
             )
             rounds.append((repair, replace(fine, first=first)))
@@ -240,13 +248,35 @@ class _Constants:
     """Fields of `FeatureSpan` whose defaults depend on the pictures."""
 
     learning_rate: float
+    feature_span: float
+    feature_span_fine: float
+    feature_span_end: float
     position: float
     quadratic_variation: float
     pixel_box: float
+    full_contrast: float
 
 
-_ONE_CHANNEL = _Constants(learning_rate=0.4, position=0.0, quadratic_variation=3e-5, pixel_box=2.0)
-_COLOUR = _Constants(learning_rate=0.1, position=0.5, quadratic_variation=1e-5, pixel_box=10.0)
+_ONE_CHANNEL = _Constants(
+    learning_rate=0.4,
+    feature_span=300.0,
+    feature_span_fine=3e3,
+    feature_span_end=1e5,
+    position=0.0,
+    quadratic_variation=3e-5,
+    pixel_box=2.0,
+    full_contrast=0.0,
+)
+_COLOUR = _Constants(
+    learning_rate=0.2,
+    feature_span=1e3,
+    feature_span_fine=1e4,
+    feature_span_end=3e4,
+    position=0.5,
+    quadratic_variation=1e-2,
+    pixel_box=10.0,
+    full_contrast=0.005,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,6 +298,12 @@ class _Part:
     rate: Schedule
     span: Schedule
     may_climb: bool = False
+
+
+def _finished(problem: InversionProblem, images: Tensor, share: float) -> Tensor:
+    """Return the pixels of normalised images, their contrast raised."""
+    pixels = problem.to_pixels(images)
+    return full_contrast(pixels, problem.mean, share=share) if share else pixels
 
 
 class _Run:
