@@ -33,7 +33,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 import torch
-from femnist_client import FILE, SEED, observe, private_batch
+from paper_clients import FEMNIST, SEED
 from torch import Tensor
 
 from attacker.attack import Progress
@@ -113,8 +113,8 @@ def privates(options: argparse.Namespace, clients: Sequence[int], epochs: int, b
     recipe = LocalTraining(epochs=epochs, batch_size=batch_size, learning_rate=0.004)
     found: list[Private] = []
     for client in clients:
-        images, labels = private_batch(options.data_folder / FILE, client, options.images)
-        observation = observe(images, labels, client, recipe, KNOWN_LABEL_COUNTS)
+        images, labels = FEMNIST.private_batch(options.data_folder, client, options.images)
+        observation = FEMNIST.observe(images, labels, client, recipe, KNOWN_LABEL_COUNTS)
         found.append(Private(client=client, images=images, observation=observation))
     return found
 
@@ -274,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="of each attack; default: its own")
     parser.add_argument("--output", type=Path, help="Markdown; written after each attack")
     options = parser.parse_args(arguments)
-    path = options.data_folder / FILE
+    path = options.data_folder / FEMNIST.file
     if not path.exists():
         raise SystemExit(f"error: {path} does not exist; name its folder with --data-folder")
     device = torch.device(options.device)

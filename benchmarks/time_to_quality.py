@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from femnist_client import FILE, SEED, observe, private_batch
 from matplotlib.figure import Figure
+from paper_clients import FEMNIST, SEED
 from reference_recipe import psnr_db
 
 from attacker.attack import Progress
@@ -27,7 +27,7 @@ from fl_sim.options import build
 from fl_sim.records import LocalTraining
 from fl_sim.seeds import generator
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / FILE
+DATA = Path(__file__).parents[2] / "shared" / "data"
 RECIPE = LocalTraining(epochs=10, batch_size=5, learning_rate=0.004)
 THRESHOLD_DB = 20.0
 LOOKS = 40
@@ -69,8 +69,8 @@ class Curve:
 def follow(arm: str, client: int) -> Curve:
     """Run an attack and look at it on the way."""
     name, options = ARMS[arm]
-    images, labels = private_batch(DATA, client)
-    observation = observe(images, labels, client, RECIPE, THREAT_MODELS["known_label_counts"])
+    images, labels = FEMNIST.private_batch(DATA, client)
+    observation = FEMNIST.observe(images, labels, client, RECIPE, THREAT_MODELS["known_label_counts"])
     attack = build(ATTACKS[name], options, where="options")
     looks: list[Look] = []
     looking = 0.0
@@ -105,8 +105,8 @@ def table(curves: Sequence[Curve]) -> str:
     lines = [
         f"`python benchmarks/time_to_quality.py --clients {' '.join(map(str, clients))}`, "
         f"{datetime.datetime.now(datetime.UTC).date()}, {platform.machine()}, one thread, torch {torch.__version__}. "
-        f"`{FILE}` (not FEMNIST), FEMNIST network, E = 10, m = 5, N_c = 50, eta = 0.004, seed {SEED}; threat model "
-        "`known_label_counts` (an upper bound). CPU seconds of one process, of the same run.",
+        f"`{FEMNIST.file}` (not FEMNIST), FEMNIST network, E = 10, m = 5, N_c = 50, eta = 0.004, seed {SEED}; "
+        "threat model `known_label_counts` (an upper bound). CPU seconds of one process, of the same run.",
         "",
         "| attack | client | steps | CPU s | PSNR dB | above 20 dB | CPU s until the paper's recipe's end | ratio |",
         "|---|---|---|---|---|---|---|---|",
