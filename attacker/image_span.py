@@ -3,8 +3,8 @@
     dW = sum over steps of  delta_s h(x_s; w_s)^T,    w_s on the way from w_t to w_c
 
 The server knows both ends, and so what lies half-way, where the steps are on average. Features taken there keep much
-less outside the span than those at w_t: at the true images a fifth for CIFAR-100, a half for femnist_like_10k, with
-E = 10 and m = 5 (benchmarks/order_noise.py).
+less outside the span than those at w_t: at the true images a quarter for CIFAR-100, a half for femnist_like_10k, with
+E = 10 and m = 5 (benchmarks/feature_drift.py).
 """
 
 import math
@@ -88,6 +88,8 @@ def image_span(problem: InversionProblem, rank: int | None = None, *, position: 
         if directions < num_images:  # the features of all images would be pulled into too few
             return NoSpan(f"known noise leaves {directions} directions of {weight} for {num_images} images")
     # The U steps are taken at w_t, ..., w_t + (U - 1) / U delta.
-    passed = position * problem.recipe.learning_rate * (problem.num_steps - 1) if problem.adaptation is None else 0.0
-    weights = {name: tensor - passed * problem.observed[name] for name, tensor in problem.parameters.items()}
+    passed = position * problem.recipe.learning_rate * (problem.num_steps - 1)
+    weights = problem.parameters
+    if passed and problem.adaptation is None:
+        weights = {name: tensor - passed * problem.observed[name] for name, tensor in weights.items()}
     return ImageSpan(problem=problem, layer=layer, basis=update_span(update, directions), weights=weights)

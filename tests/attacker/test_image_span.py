@@ -34,12 +34,11 @@ def test_true_images_keep_less_outside_than_at_the_global_weights() -> None:
 def test_a_single_step_is_taken_at_the_global_weights() -> None:
     for problem in (problem_of(LocalTraining(learning_rate=0.05)), problem_of(None)):
         span = span_of(problem)
-        assert all(torch.equal(span.weights[name], tensor) for name, tensor in problem.parameters.items())
+        assert span.weights is problem.parameters
         assert span.prior(span.features(pictures(4))).item() < 1e-5
 
 
 def test_known_defenses_hide_the_way() -> None:
     observation = defended(declared("gaussian_noise", stddev=1e-6), labels=LABELS)
     problem = inversion_problem(observation, "automatic", torch.Generator())
-    weights = span_of(problem).weights
-    assert all(torch.equal(weights[name], tensor) for name, tensor in problem.parameters.items())
+    assert span_of(problem).weights is problem.parameters
