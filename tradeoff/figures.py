@@ -7,7 +7,7 @@ from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from attacker.report.figures import LegendEntry, Plot
 from attacker.report.themed_svg import MUTED, SERIES, draw_svg
@@ -17,6 +17,8 @@ HEIGHT = 320
 PLAIN_COLOURS = ("#2a76b5", "#c2571a", "#2f8f5b", "#b03a6b", "#7658b5", "#8a7a12")
 """For the picture outside the page: those of the page in the light."""
 PLAIN_MUTED = "#676c74"
+LEAST_RANGE = 0.05
+"""Of accuracy: what differs by less than this is not to look far apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,10 @@ def _draw(axes: Axes, found: Sequence[Outcome], measure: _Measure, colours: Sequ
     axes.set_xlabel("test accuracy")
     axes.set_ylabel(measure.axis)
     axes.margins(0.12)
+    left, right = axes.get_xlim()
+    missing = max(0.0, LEAST_RANGE - (right - left)) / 2
+    axes.set_xlim(left - missing, right + missing)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     if measure.is_share:
         axes.set_ylim(-0.04, 1.04)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))

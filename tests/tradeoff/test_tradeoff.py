@@ -232,6 +232,14 @@ def test_the_headline_names_the_cheapest_defense_that_stops_the_attack() -> None
     assert "say nothing about defenses" in headline([outcome(NO_DEFENSE, 0.9, 11.0), dear])
 
 
+def test_accuracies_that_hardly_differ_are_not_drawn_far_apart() -> None:
+    close = draw_picture([outcome(NO_DEFENSE, 0.583, 20.0), outcome("other", 0.584, 19.0)]).axes[0]
+    wide = draw_picture([outcome(NO_DEFENSE, 0.9, 20.0), outcome("other", 0.5, 19.0)]).axes[0]
+    assert close.get_xlim()[1] - close.get_xlim()[0] == pytest.approx(0.05)
+    assert 0.4 < wide.get_xlim()[1] - wide.get_xlim()[0] < 0.6
+    assert all(len(axes.get_xticks()) <= 8 for axes in (close, wide))
+
+
 class Counting(StudyObserver):
     def __init__(self) -> None:
         self.federations = self.attacks = 0
