@@ -102,7 +102,7 @@ def _draw(axes: Axes, found: Sequence[Outcome], measure: _Measure, colours: Sequ
     baseline = f"mean_image_{measure.name}"
     if guess is not None and baseline in guess.values:
         axes.axhline(guess.values[baseline].mean, color=muted, linestyle=":", linewidth=1.2, zorder=0)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("test accuracy")
     axes.set_ylabel(measure.axis)
     axes.margins(0.12)
