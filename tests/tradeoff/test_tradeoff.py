@@ -141,7 +141,8 @@ def test_published_numbers_stand_in_brackets(study_file) -> None:
     assert "| both | 80.0 % (71.2 %) | 10.0 % | – | 12.0 dB / 50 % (18.3 dB / 25 %) |" in table.replace("◆ ", "")
     assert "| no defense | 90.0 % | 0.0 % | – | 30.0 dB / 50 % |" in table.replace("◆ ", "")
     assert "In brackets: somebody." in table
-    assert "12.0 dB / 50 % (18.3 dB / 25 %)" in render(study, found, [], command="x")
+    page = render(study, found, [], command="x")
+    assert '<td>12.0 dB / 50 %<br><span class="muted">(18.3 dB / 25 %)</span></td>' in page
     content = json.loads(json_text(study, found))
     assert content["published"] == "somebody"
     assert [arm["published"] for arm in content["arms"]] == [
