@@ -1,8 +1,8 @@
 """Contrast that an update does not tell, taken from what pictures are like: they use the whole range of brightness.
 
-Layers with ReLU, no bias and no normalisation pass a factor on: h(c z) = c h(z). The subspace that features lie in says
-nothing of an image's contrast then, and the matching little: an image of more contrast is learnt sooner, and its
-gradients fade. Smoothness and the bounds of the pixels pull it down.
+Layers with ReLU, biases at zero (as at initialisation) and no normalisation pass a factor on: h(c z) = c h(z). The
+subspace that features lie in says nothing of an image's contrast then, and the matching little: an image of more
+contrast is learnt sooner, and its gradients fade. Smoothness and the bounds of the pixels pull it down.
 """
 
 import torch
