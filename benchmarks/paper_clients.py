@@ -24,7 +24,7 @@ NUM_IMAGES = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaperClients:
-    """A data set of the paper, with its network.
+    """A data set of the paper, with its network; not `reproduction.data`, which a machine with torch alone lacks.
 
     Attributes:
         file: Its file name.
