@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/fl-sim run experiments/digits.toml
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadgroup --durations 25
 
 # What CI runs beside the tests.
 check: $(INSTALLED)
