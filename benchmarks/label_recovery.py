@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from reference_recipe import DATA, LEARNING_RATE, SEED, SPEC
+from paper_clients import FEMNIST, SEED
+from reference_recipe import DATA, LEARNING_RATE
 from torch import Tensor, nn
 
 from attacker.attack import DoesNotApplyError
@@ -89,7 +90,7 @@ def settings() -> tuple[Setting, ...]:
 @cache
 def data() -> tuple[Tensor, Tensor, Tensor]:
     """Return images uint8 (10000, 1, 28, 28), labels (10000,) and clients (10000,)."""
-    with np.load(DATA) as arrays:
+    with np.load(DATA / FEMNIST.file) as arrays:
         return (
             torch.from_numpy(arrays["images"]).unsqueeze(1),
             torch.from_numpy(arrays["labels"]).long(),
@@ -117,7 +118,7 @@ def private_batch(indices: Tensor) -> tuple[Tensor, Tensor]:
 
 def build_model() -> nn.Module:
     """Return the untrained model."""
-    return MODELS["femnist_cnn"](dataset=SPEC, generator=generator(SEED, "model"))
+    return MODELS["femnist_cnn"](dataset=FEMNIST.spec, generator=generator(SEED, "model"))
 
 
 def trained_weights(path: Path, clients: Sequence[int], num_rounds: int) -> dict[str, Tensor]:
@@ -170,7 +171,7 @@ def observe(
     record = RoundRecord(server_round=1, global_parameters=start, global_buffers={}, updates=(update,), failures=())
     return HONEST_BUT_CURIOUS.observe(
         model=model,
-        dataset=SPEC,
+        dataset=FEMNIST.spec,
         record=record,
         update=update,
         local_training=setting.recipe or LocalTraining(learning_rate=LEARNING_RATE),
@@ -180,9 +181,9 @@ def observe(
 def guesses(indices: Tensor) -> dict[str, int]:
     """Return the wrong labels of two guesses that do not look at the update."""
     labels = data()[1]
-    true = torch.bincount(labels[indices], minlength=SPEC.num_classes)
-    rest = torch.bincount(labels, minlength=SPEC.num_classes) - true
-    estimates = (torch.ones(SPEC.num_classes), rest.double())
+    true = torch.bincount(labels[indices], minlength=FEMNIST.spec.num_classes)
+    rest = torch.bincount(labels, minlength=FEMNIST.spec.num_classes) - true
+    estimates = (torch.ones(FEMNIST.spec.num_classes), rest.double())
     return {
         name: count_label_errors(true, round_to_sum(len(indices) * estimate / estimate.sum(), len(indices)))
         for name, estimate in zip(GUESSES, estimates, strict=True)
@@ -219,7 +220,7 @@ def run(
         indices = rows(client_id, skewed=setting.skewed)
         images, labels = private_batch(indices)
         observation = observe(setting, weights, images, labels, client_id)
-        true = torch.bincount(labels, minlength=SPEC.num_classes)
+        true = torch.bincount(labels, minlength=FEMNIST.spec.num_classes)
         lines = list(measure(observation, true, missing, client_id))
         if (client_id, GUESSES[0]) not in done:
             lines += [{"client": client_id, "method": name, "wrong": n} for name, n in guesses(indices).items()]

@@ -22,7 +22,8 @@ from statistics import fmean
 
 import torch
 from label_recovery import Setting, build_model, observe, private_batch, trained_weights
-from reference_recipe import BATCH_SIZE, LEARNING_RATE, SEED
+from paper_clients import SEED
+from reference_recipe import BATCH_SIZE, LEARNING_RATE
 from torch import Tensor
 
 from attacker.attack import DoesNotApplyError
