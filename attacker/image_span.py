@@ -21,7 +21,7 @@ from fl_sim.parameters import Parameters
 # Local training turns the features, so that more directions than images carry them: with N = 50 and E = 10 the true
 # images keep 0.0024 of their energy outside 50 directions and 0.0007 outside 80, mixtures of two 0.0070 and 0.0055; at
 # w_t, femnist_like_10k.
-_DIRECTIONS_PER_IMAGE = 1.6
+DIRECTIONS_PER_IMAGE = 1.6
 
 # A direction is of use once it stands out of the noise by this factor; nearer to it, it is mostly noise itself. With
 # N = 4 and the weakest direction at 10 times the noise's edge the prior gained 9 dB, at 3 times it lost 2 dB.
@@ -61,15 +61,22 @@ class NoSpan:
     reason: str
 
 
-def image_span(problem: InversionProblem, rank: int | None = None, *, position: float = 0.0) -> ImageSpan | NoSpan:
+def image_span(
+    problem: InversionProblem,
+    rank: int | None = None,
+    *,
+    position: float = 0.0,
+    directions_per_image: float = DIRECTIONS_PER_IMAGE,
+) -> ImageSpan | NoSpan:
     """Find the span that the update of the first fully connected layer tells.
 
     Args:
         problem: What is to be solved.
-        rank: Directions; ``None`` takes N for one local epoch, else 1.6 N.
+        rank: Directions; ``None`` takes N for one local epoch, else ``directions_per_image`` times N.
         position: Where features are taken, as a share of the way through the local steps: 0 is w_t, and 0.5 their
             mean, were they on a straight line. Where defenses are known, it is w_t: what noise, signs or pruning make
             of the way is none.
+        directions_per_image: Of several local epochs.
     """
     try:
         layer = first_linear(problem.model)
@@ -81,7 +88,7 @@ def image_span(problem: InversionProblem, rank: int | None = None, *, position: 
     update, num_images = problem.observed[weight], problem.num_images
     if num_images > len(update):  # then no feature need lie in the row space
         return NoSpan(f"{num_images} images and {len(update)} units of {layer}")
-    extra = 1.0 if problem.recipe.epochs == 1 else _DIRECTIONS_PER_IMAGE
+    extra = 1.0 if problem.recipe.epochs == 1 else directions_per_image
     directions = rank or math.ceil(extra * num_images)
     if noise := problem.noise_variance(weight):
         directions = min(directions, visible_rank(update, _CLEARLY * noise**0.5))

@@ -9,7 +9,7 @@ searched anew, the others held.
 """
 
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from attacker.priors.pixel_box import pixel_box
 from attacker.priors.quadratic_variation import quadratic_variation
 from attacker.recipes.ranges import check_at_least_one, check_not_negative, check_positive
 from attacker.recipes.reconstruction import reconstruction
+from attacker.recipes.span_constants import MOST_REPAIR_STEPS, SpanConstants, span_constants
 from attacker.schedules import Constant, CosineDecay, GeometricRamp, Schedule
 from attacker.wrappers import BestOf
 
@@ -54,35 +55,37 @@ class FeatureSpan:
         hold: Adam steps for which each of them serves.
         repair_steps: Adam steps, held as in the coarse part, in which images in doubt are searched anew before each
             round but the first; after the round the less doubtful version of each image is kept. 0 leaves it out.
+            ``None`` takes 100, and 0 for many local steps, where the update tells too little of doubt.
         doubt: What an image has of its own and not in the update, as a share of all that it has of its own, above which
             it is searched anew.
         learning_rate: Of Adam at the start, in normalised units; falls to its half in the coarse part and in repairs,
-            and from there to 0 in each round. ``None`` takes 0.4 for one channel, else 0.2.
-        matching: Factor f of the matching term, which is 1 for a simulated update of zero.
-        feature_span: Weight of the span prior at the start; ``None`` takes 300 for one channel, else 1e3.
-        feature_span_fine: Its weight at the end of the coarse part and of repairs, and at the start of each round;
-            ``None`` takes 3e3 for one channel, else 1e4.
-        feature_span_end: Its weight at the end of each round, geometric in between; ``None`` takes 1e5 for one channel,
-            else 3e4.
+            and from there to 0 in each round. This and all fields below whose default is ``None`` follow the channels
+            of the images and the number of local steps, see `span_constants`.
+        matching: Factor f of the matching term, which is 1 for a simulated update of zero. About the inverse of what
+            a simulation with the true images misses, as an unknown order makes it.
+        feature_span: Weight of the span prior at the start.
+        feature_span_fine: Its weight at the end of the coarse part and of repairs, and at the start of each round.
+        feature_span_end: Its weight at the end of each round, geometric in between.
         feature_volume: Weight, relative to that of the span, of the prior that no image is a copy or a mixture of
             others.
         least_volume: What the features of an image must have of their own, as a share of what is typical among the
             images so far.
-        rank: Directions of the span; ``None`` takes N for one local epoch, else 1.6 N. Those that known noise drowns
-            are left out; where less than N remain, or a known defense spoils the layer, so is the prior.
-        position: Where features are taken, as a share of the way from w_t to w_c, see `attacker.image_span`; ``None``
-            takes 0 for one channel, else 0.5.
+        rank: Directions of the span; ``None`` takes N for one local epoch, else 1.6 N, and 1.9 N for many local steps.
+            Those that known noise drowns are left out; where less than N remain, or a known defense spoils the layer,
+            so is the prior.
+        position: Where features are taken, as a share of the way from w_t to w_c, see `attacker.image_span`.
         orders: K, random orders sampled in each round; 0 leaves the sampling out.
         order_floor: Variance of a direction that no order moves, as a share of the update's energy.
-        quadratic_variation: Weight of the smoothness prior; ``None`` takes 3e-5 for one channel, else 1e-2.
-        pixel_box: Weight of the prior that pixels lie in [0, 1]; ``None`` takes 2 for one channel, else 10.
+        quadratic_variation: Weight of the smoothness prior.
+        pixel_box: Weight of the prior that pixels lie in [0, 1].
         full_contrast: Share of an image's values that may lie beyond [0, 1] when its contrast is raised in the end, see
-            `attacker.contrast`; 0 leaves it as it was found. ``None`` takes 0 for one channel, else 0.005.
+            `attacker.contrast`; 0 leaves it as it was found.
         start_noise: Standard deviation of the start around the background, in normalised units.
         background: Grey level in [0, 1] that pictures are known to have in most places, where that is public (1 for a
             white page); ``None`` starts at the data set's mean.
         simulation: How the local steps are followed, see `attacker.local_steps`. Of several, from cheap to faithful,
-            the next is taken when the matching loss of the coarse part stops falling.
+            the next is taken when the matching loss of the coarse part stops falling. ``None`` takes 5, five full-batch
+            gradients, and ``merged_10`` for many local steps.
         patience: Gradients of the matching term within which that loss must fall.
         least_gain: Share by which it must fall.
         label_recovery: A name of LABEL_RECOVERIES, used where the threat model does not grant label counts.
@@ -98,10 +101,10 @@ class FeatureSpan:
     rounds: int = 3
     round_steps: int = 25
     hold: int = 4
-    repair_steps: int = 100
+    repair_steps: int | None = None
     doubt: float = 0.5
     learning_rate: float | None = None
-    matching: float = 250.0
+    matching: float | None = None
     feature_span: float | None = None
     feature_span_fine: float | None = None
     feature_span_end: float | None = None
@@ -116,7 +119,7 @@ class FeatureSpan:
     full_contrast: float | None = None
     start_noise: float = 0.3
     background: float | None = None
-    simulation: Simulation | tuple[Simulation, ...] = 5
+    simulation: Simulation | tuple[Simulation, ...] | None = None
     patience: int = 20
     least_gain: float = 0.05
     label_recovery: str = "automatic"
@@ -168,8 +171,9 @@ class FeatureSpan:
 
     @property
     def num_steps(self) -> int:
-        """Adam steps of a run, in all; fewer are taken where nothing is in doubt."""
-        return self.steps + self.rounds * self.round_steps * self.hold + max(0, self.rounds - 1) * self.repair_steps
+        """Adam steps of a run, in all; fewer are taken where nothing is in doubt or nothing is repaired."""
+        repairs = MOST_REPAIR_STEPS if self.repair_steps is None else self.repair_steps
+        return self.steps + self.rounds * self.round_steps * self.hold + max(0, self.rounds - 1) * repairs
 
     def __call__(
         self, observation: Observation, *, generator: torch.Generator, on_step: OnStep = ignore_progress
@@ -180,7 +184,7 @@ class FeatureSpan:
             return once(observation, generator=generator, on_step=on_step)
         started = time.monotonic()
         problem = inversion_problem(observation, self.label_recovery, generator)
-        constants = self._constants(problem.image_shape)
+        constants = self._constants(problem)
         coarse, rounds = self._parts(constants)
         run = _Run(self, constants, problem, generator, on_step)
         run.search(coarse)
@@ -197,19 +201,23 @@ class FeatureSpan:
 
     def span(self, problem: InversionProblem) -> ImageSpan | NoSpan:
         """Find the span of the features, or why there is none."""
-        return image_span(problem, self.rank, position=self._constants(problem.image_shape).position)
+        constants = self._constants(problem)
+        return image_span(
+            problem,
+            self.rank,
+            position=constants.position,
+            directions_per_image=constants.directions_per_image,
+        )
 
     def start(self, problem: InversionProblem, generator: torch.Generator) -> Tensor:
         """Draw normalised images (N, C, H, W) to start from."""
         noise = self.start_noise * problem.noise(generator)
         return noise if self.background is None else noise + problem.to_normalised(self.background)
 
-    def _constants(self, image_shape: tuple[int, int, int]) -> "_Constants":
-        own = {field.name: getattr(self, field.name) for field in fields(_Constants)}
-        standard = _ONE_CHANNEL if image_shape[0] == 1 else _COLOUR
-        return replace(standard, **{name: value for name, value in own.items() if value is not None})
+    def _constants(self, problem: InversionProblem) -> SpanConstants:
+        return span_constants(problem.image_shape[0], problem.num_steps, given=self)
 
-    def _parts(self, constants: "_Constants") -> tuple["_Part", tuple[tuple["_Part", "_Part"], ...]]:
+    def _parts(self, constants: SpanConstants) -> tuple["_Part", tuple[tuple["_Part", "_Part"], ...]]:
         """Return the coarse part, and for each round the repair before it and the round itself."""
         length = self.round_steps * self.hold
         coarse = _Part(
@@ -229,8 +237,8 @@ class FeatureSpan:
         )
         rounds: list[tuple[_Part, _Part]] = []
         for number in range(self.rounds):
-            first = self.steps + number * (length + self.repair_steps)
-            steps = self.repair_steps if number else 0
+            first = self.steps + number * (length + constants.repair_steps)
+            steps = constants.repair_steps if number else 0
             repair = replace(
                 coarse,
                 first=first - steps,
@@ -241,42 +249,6 @@ class FeatureSpan:
             )
             rounds.append((repair, replace(fine, first=first)))
         return coarse, tuple(rounds)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Constants:
-    """Fields of `FeatureSpan` whose defaults depend on the pictures."""
-
-    learning_rate: float
-    feature_span: float
-    feature_span_fine: float
-    feature_span_end: float
-    position: float
-    quadratic_variation: float
-    pixel_box: float
-    full_contrast: float
-
-
-_ONE_CHANNEL = _Constants(
-    learning_rate=0.4,
-    feature_span=300.0,
-    feature_span_fine=3e3,
-    feature_span_end=1e5,
-    position=0.0,
-    quadratic_variation=3e-5,
-    pixel_box=2.0,
-    full_contrast=0.0,
-)
-_COLOUR = _Constants(
-    learning_rate=0.2,
-    feature_span=1e3,
-    feature_span_fine=1e4,
-    feature_span_end=3e4,
-    position=0.5,
-    quadratic_variation=1e-2,
-    pixel_box=10.0,
-    full_contrast=0.005,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,7 +289,7 @@ class _Run:
     def __init__(
         self,
         attack: FeatureSpan,
-        constants: _Constants,
+        constants: SpanConstants,
         problem: InversionProblem,
         generator: torch.Generator,
         on_step: OnStep,
@@ -329,7 +301,7 @@ class _Run:
         self._on_step = on_step
         self._span = attack.span(problem)
         self._fidelity = FidelityLadder(
-            attack.simulation if isinstance(attack.simulation, tuple) else (attack.simulation,),
+            constants.simulation if isinstance(constants.simulation, tuple) else (constants.simulation,),
             patience=attack.patience,
             least_gain=attack.least_gain,
         )
@@ -392,7 +364,7 @@ class _Run:
             Search(
                 steps=part.steps,
                 learning_rate=part.rate,
-                matching_factor=Constant(problem.trust * attack.matching),
+                matching_factor=Constant(problem.trust * self._constants.matching),
             ),
             on_step=report,
             to_pixels=lambda variables: problem.to_pixels(images(variables)),
