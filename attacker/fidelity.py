@@ -2,8 +2,33 @@
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
 
 from attacker.local_steps import Simulation
+
+
+class Fidelity(Protocol):
+    """What decides, while an attack runs, which simulation it takes."""
+
+    @property
+    def simulation(self) -> Simulation:
+        """The one to take now."""
+        ...
+
+    @property
+    def noise(self) -> float:
+        """What is known of the share of an update that the unknown order makes; 0 where nothing is."""
+        ...
+
+    def look(self, pixels: Tensor) -> None:
+        """Take notice of the images so far, (N, C, H, W), before they are simulated."""
+        ...
+
+    def tell(self, loss: float) -> None:
+        """Take notice of a matching loss, as simulated now."""
+        ...
 
 
 class FidelityLadder:
@@ -30,6 +55,14 @@ class FidelityLadder:
     def simulation(self) -> Simulation:
         """The one to take now."""
         return self._simulations[self._rung]
+
+    @property
+    def noise(self) -> float:
+        """Nothing is known."""
+        return 0.0
+
+    def look(self, pixels: Tensor) -> None:
+        """Images are not looked at."""
 
     def tell(self, loss: float) -> None:
         """Take notice of a matching loss, as simulated now; climbs if that is due."""

@@ -77,7 +77,7 @@ def sample_order_noise(
         sampled = torch.stack(
             [
                 layer_weighted_vector(
-                    problem.simulate(pixels, "full", orders=None if is_known else _random_orders(problem, generator))
+                    problem.simulate(pixels, "full", orders=None if is_known else random_orders(problem, generator))
                 )
                 for _ in range(1 if is_known else num_orders)
             ]
@@ -100,8 +100,8 @@ def layer_weighted_vector(gradients: Parameters) -> Tensor:
     return torch.cat([math.exp(-0.5 * depths[name]) * tensor.flatten() for name, tensor in gradients.items()])
 
 
-def _random_orders(problem: InversionProblem, generator: torch.Generator) -> Sequence[Tensor]:
-    """Draw, for each client, an order (E, N_c) of visits."""
+def random_orders(problem: InversionProblem, generator: torch.Generator) -> Sequence[Tensor]:
+    """Draw, for each client of a problem, an order (E, N_c) of visits."""
     device = problem.labels.device
     return [
         torch.stack([torch.randperm(size, generator=generator) for _ in range(problem.recipe.epochs)]).to(device)

@@ -10,13 +10,15 @@ searched anew, the others held.
 
 import time
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from attacker.attack import OnStep, Outcome, Progress, Reconstruction, ignore_progress
 from attacker.contrast import full_contrast
-from attacker.fidelity import FidelityLadder
+from attacker.faithful_simulation import FaithfulSimulation
+from attacker.fidelity import Fidelity, FidelityLadder
 from attacker.gradient_matching import Optimum, Search, minimise
 from attacker.held_matching import HeldMatching
 from attacker.image_doubt import doubts, less_doubtful
@@ -31,8 +33,11 @@ from attacker.priors.quadratic_variation import quadratic_variation
 from attacker.recipes.ranges import check_at_least_one, check_not_negative, check_positive
 from attacker.recipes.reconstruction import reconstruction
 from attacker.recipes.span_constants import MOST_REPAIR_STEPS, SpanConstants, span_constants
-from attacker.schedules import Constant, CosineDecay, GeometricRamp, Schedule
+from attacker.schedules import CosineDecay, GeometricRamp, Schedule
 from attacker.wrappers import BestOf
+
+# The weight of the matching term is the inverse of the noise in it, up to this factor.
+_FACTOR_TIMES_NOISE = 5.0
 
 # What is less doubtful than a true image may be is not told apart.
 _NO_DOUBT = 0.1
@@ -84,7 +89,9 @@ class FeatureSpan:
         background: Grey level in [0, 1] that pictures are known to have in most places, where that is public (1 for a
             white page); ``None`` starts at the data set's mean.
         simulation: How the local steps are followed, see `attacker.local_steps`. Of several, from cheap to faithful,
-            the next is taken when the matching loss of the coarse part stops falling. ``None`` takes 5, five full-batch
+            the next is taken when the matching loss of the coarse part stops falling. ``"as_needed"`` takes the
+            cheapest that misses little at the images so far, and lets the matching term weigh less where the unknown
+            order makes much of the update, see `attacker.faithful_simulation`. ``None`` takes 5, five full-batch
             gradients, and ``merged_10`` for many local steps.
         patience: Gradients of the matching term within which that loss must fall.
         least_gain: Share by which it must fall.
@@ -119,7 +126,7 @@ class FeatureSpan:
     full_contrast: float | None = None
     start_noise: float = 0.3
     background: float | None = None
-    simulation: Simulation | tuple[Simulation, ...] | None = None
+    simulation: Simulation | tuple[Simulation, ...] | Literal["as_needed"] | None = None
     patience: int = 20
     least_gain: float = 0.05
     label_recovery: str = "automatic"
@@ -272,6 +279,16 @@ class _Part:
     may_climb: bool = False
 
 
+def _fidelity(
+    attack: FeatureSpan, constants: SpanConstants, problem: InversionProblem, generator: torch.Generator
+) -> Fidelity:
+    named = constants.simulation
+    if named == "as_needed":
+        return FaithfulSimulation(problem, generator)
+    simulations = named if isinstance(named, tuple) else (named,)
+    return FidelityLadder(simulations, patience=attack.patience, least_gain=attack.least_gain)
+
+
 def _finished(problem: InversionProblem, images: Tensor, share: float) -> Tensor:
     """Return the pixels of normalised images, their contrast raised."""
     pixels = problem.to_pixels(images)
@@ -300,11 +317,7 @@ class _Run:
         self._generator = generator
         self._on_step = on_step
         self._span = attack.span(problem)
-        self._fidelity = FidelityLadder(
-            constants.simulation if isinstance(constants.simulation, tuple) else (constants.simulation,),
-            patience=attack.patience,
-            least_gain=attack.least_gain,
-        )
+        self._fidelity = _fidelity(attack, constants, problem, generator)
         self._optima: list[Optimum] = []
         self.images = attack.start(problem, generator)
         self.noise = no_order_noise(layer_weighted_vector(problem.observed))
@@ -345,7 +358,9 @@ class _Run:
             return variables if moving is None else others.index_copy(0, moving, variables)
 
         def matching(variables: Tensor) -> Tensor:
-            return self.matching(problem.to_pixels(images(variables)))
+            pixels = problem.to_pixels(images(variables))
+            self._fidelity.look(pixels)
+            return self.matching(pixels)
 
         def prior(variables: Tensor, step: int) -> Tensor:
             smooth = smoothness * quadratic_variation(variables) + box * pixel_box(problem.to_pixels(variables))
@@ -364,13 +379,19 @@ class _Run:
             Search(
                 steps=part.steps,
                 learning_rate=part.rate,
-                matching_factor=Constant(problem.trust * self._constants.matching),
+                matching_factor=self._matching_factor,
             ),
             on_step=report,
             to_pixels=lambda variables: problem.to_pixels(images(variables)),
         )
         self._optima.append(found)
         self.images = images(found.variables)
+
+    def _matching_factor(self, step: int) -> float:
+        # Constants were chosen where an order makes 0.02 (250) and 0.2 (25) of the update.
+        noise = self._fidelity.noise
+        most = self._constants.matching
+        return self._problem.trust * (min(most, _FACTOR_TIMES_NOISE / noise) if noise else most)
 
     def refine(self, repair: _Part, part: _Part) -> None:
         """Run a round: images in doubt are searched anew, then all; of each the less doubtful version is kept."""

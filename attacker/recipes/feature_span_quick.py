@@ -4,6 +4,7 @@ About as good as the paper's recipe, which follows the local training four hundr
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from attacker.local_steps import Simulation
 from attacker.recipes.feature_span import FeatureSpan
@@ -28,4 +29,4 @@ class FeatureSpanQuick(FeatureSpan):
     rounds: int = 1
     round_steps: int = 10
     orders: int = 0
-    simulation: Simulation | tuple[Simulation, ...] = 3
+    simulation: Simulation | tuple[Simulation, ...] | Literal["as_needed"] | None = 3

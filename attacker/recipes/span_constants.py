@@ -5,6 +5,7 @@ nothing was tried in between, nor many steps with colours (docs/attacks.md).
 """
 
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 from attacker.local_steps import Simulation
 
@@ -28,7 +29,7 @@ class SpanConstants:
     pixel_box: float
     full_contrast: float
     repair_steps: int
-    simulation: Simulation | tuple[Simulation, ...]
+    simulation: Simulation | tuple[Simulation, ...] | Literal["as_needed"]
     directions_per_image: float
 
 
