@@ -7,6 +7,7 @@ network and on what the images show: five full-batch gradients for a hundred loc
 an untrained network, and thirty times all of it after ten rounds of training (docs/attacks.md).
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,14 +16,29 @@ from torch import Tensor
 from attacker.inversion_problem import InversionProblem
 from attacker.local_steps import Simulation
 from attacker.order_noise import layer_weighted_vector, random_orders
+from fl_sim.records import LocalTraining
 
-CANDIDATES: tuple[Simulation, ...] = (5, "merged_10", "merged_5", "merged_2", "full")
-"""From cheap to faithful."""
+_MERGED: tuple[tuple[int, Simulation], ...] = ((10, "merged_10"), (5, "merged_5"), (2, "merged_2"))
 
-_MOST_MISSED = 0.3
+# An epoch of merged batches costs one gradient of each image, however many are merged; only with fewer than ten images
+# at a time do these become dear.
+_IMAGES_AT_A_TIME = 10
+
+_MOST_MISSED = 0.15
 
 # Missing no more than another order would make is as good as can be.
 _TIMES_NOISE = 2.4
+
+_RISEN = 1.5
+
+
+def candidates_for(recipe: LocalTraining) -> tuple[Simulation, ...]:
+    """Return simulations from cheap to faithful: five full-batch gradients, batches of ten images, every local step."""
+    size = recipe.batch_size
+    fitting: list[Simulation] = [
+        name for number, name in _MERGED if size is not None and number * size <= _IMAGES_AT_A_TIME
+    ]
+    return (5, *fitting[:1], "full")
 
 
 class FaithfulSimulation:
@@ -38,21 +54,23 @@ class FaithfulSimulation:
         problem: InversionProblem,
         generator: torch.Generator,
         *,
-        candidates: Sequence[Simulation] = CANDIDATES,
+        candidates: Sequence[Simulation] | None = None,
     ) -> None:
         """Start with the cheapest.
 
         Args:
             problem: What is solved.
             generator: Draws the orders.
-            candidates: From cheap to faithful, at least one.
+            candidates: From cheap to faithful, at least one; ``None`` takes `candidates_for` the recipe.
         """
         self.noise = 0.0
         self._problem = problem
         self._generator = generator
-        self._candidates = tuple(candidates)
+        self._candidates = candidates_for(problem.recipe) if candidates is None else tuple(candidates)
         self._rung = 0
         self._num_looks = 0
+        self._lowest_loss = math.inf
+        self._is_due = False
 
     @property
     def simulation(self) -> Simulation:
@@ -60,12 +78,14 @@ class FaithfulSimulation:
         return self._candidates[self._rung]
 
     def tell(self, loss: float) -> None:
-        """The loss does not matter: only what is missed does."""
+        """Have the next call judge where the loss has risen by half: a simulation that no longer follows does that."""
+        self._lowest_loss = min(loss, self._lowest_loss)
+        self._is_due = not loss <= _RISEN * self._lowest_loss
 
     def look(self, pixels: Tensor) -> None:
-        """Judge anew at the 2nd, 4th, 8th, ... call: the more the images have become, the slower they change."""
+        """Judge anew where a loss asks for it, and at the 2nd, 4th, 8th, ... call: images change ever more slowly."""
         self._num_looks += 1
-        if self._num_looks > 1 and self._num_looks.bit_count() == 1:
+        if self._is_due or (self._num_looks > 1 and self._num_looks.bit_count() == 1):
             self.judge(pixels)
 
     def judge(self, pixels: Tensor) -> None:
@@ -82,6 +102,7 @@ class FaithfulSimulation:
                 if missed <= most:
                     break
                 self._rung += 1
+                self._lowest_loss = math.inf  # losses of different simulations do not compare
 
     def _simulated(self, pixels: Tensor, simulation: Simulation) -> Tensor:
         problem = self._problem

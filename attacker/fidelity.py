@@ -26,6 +26,10 @@ class Fidelity(Protocol):
         """Take notice of the images so far, (N, C, H, W), before they are simulated."""
         ...
 
+    def judge(self, pixels: Tensor) -> None:
+        """Decide by the images so far, (N, C, H, W), for the part that begins."""
+        ...
+
     def tell(self, loss: float) -> None:
         """Take notice of a matching loss, as simulated now."""
         ...
@@ -63,6 +67,9 @@ class FidelityLadder:
 
     def look(self, pixels: Tensor) -> None:
         """Images are not looked at."""
+
+    def judge(self, pixels: Tensor) -> None:
+        """Nor here."""
 
     def tell(self, loss: float) -> None:
         """Take notice of a matching loss, as simulated now; climbs if that is due."""

@@ -268,7 +268,7 @@ class _Part:
         hold: For how many of them a gradient of the matching term serves.
         rate: Learning rate, by own step.
         span: Weight of the span prior, by own step.
-        may_climb: Whether a more faithful simulation is taken when the matching loss stops falling.
+        may_climb: Whether a more faithful simulation may be taken within it.
     """
 
     first: int
@@ -359,7 +359,8 @@ class _Run:
 
         def matching(variables: Tensor) -> Tensor:
             pixels = problem.to_pixels(images(variables))
-            self._fidelity.look(pixels)
+            if part.may_climb:
+                self._fidelity.look(pixels)
             return self.matching(pixels)
 
         def prior(variables: Tensor, step: int) -> Tensor:
@@ -416,10 +417,13 @@ class _Run:
             self.images = torch.where(is_older[:, None, None, None], before, self.images)
 
     def _sample_orders(self) -> None:
+        # Only here: what is sampled makes up for one simulation, which is then kept.
+        pixels = self._problem.to_pixels(self.images).clamp(0.0, 1.0)
+        self._fidelity.judge(pixels)
         if self._attack.orders:
             self.noise = sample_order_noise(
                 self._problem,
-                self._problem.to_pixels(self.images).clamp(0.0, 1.0),
+                pixels,
                 self._fidelity.simulation,
                 num_orders=self._attack.orders,
                 floor=self._attack.order_floor,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_problems import FULL_KNOWLEDGE, cnn, observe, pictures, spec
 
-from attacker.faithful_simulation import CANDIDATES, FaithfulSimulation
+from attacker.faithful_simulation import FaithfulSimulation, candidates_for
 from attacker.inversion_problem import InversionProblem, inversion_problem
 from attacker.order_noise import layer_weighted_vector
 from attacker.recipes import FeatureSpan
@@ -23,7 +23,7 @@ def problem_of(learning_rate: float, batch_size: int = 4) -> InversionProblem:
 
 
 def judged(problem: InversionProblem, *candidates: int | str) -> FaithfulSimulation:
-    fidelity = FaithfulSimulation(problem, torch.Generator().manual_seed(1), candidates=candidates or CANDIDATES)  # type: ignore[arg-type]
+    fidelity = FaithfulSimulation(problem, torch.Generator().manual_seed(1), candidates=candidates or None)  # type: ignore[arg-type]
     fidelity.judge(pictures(4))
     return fidelity
 
@@ -40,6 +40,15 @@ def test_it_passes_over_what_diverges_and_stops_at_the_first_that_is_good_enough
         coarse = layer_weighted_vector(problem.simulate(true, 1))
     assert (coarse - layer_weighted_vector(problem.observed)).square().sum() > 0.3 * energy
     assert judged(problem, 1, "full", "fedsgd").simulation == "full"
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "expected"),
+    [(1, "merged_10"), (2, "merged_5"), (5, "merged_2"), (4, "merged_2"), (10, None), (None, None)],
+)
+def test_batches_are_merged_to_ten_images(batch_size: int | None, expected: str | None) -> None:
+    recipe = LocalTraining(epochs=10, batch_size=batch_size, learning_rate=0.1)
+    assert candidates_for(recipe) == tuple(name for name in (5, expected, "full") if name is not None)
 
 
 def test_larger_steps_make_the_order_count_for_more() -> None:
@@ -62,6 +71,17 @@ def test_it_never_goes_back_and_looks_less_and_less_often(monkeypatch: pytest.Mo
         fidelity.look(pictures(4))
         counts.append(len(looks))
     assert counts == [0, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 4, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("loss", [1.6, float("nan")])
+def test_a_loss_that_rises_has_it_look_at_once(monkeypatch: pytest.MonkeyPatch, loss: float) -> None:
+    fidelity = FaithfulSimulation(problem_of(1.0), torch.Generator(), candidates=(1, "full"))
+    looks: list[int] = []
+    monkeypatch.setattr(fidelity, "judge", lambda _: looks.append(1))
+    for told in (1.0, 1.4, loss):
+        fidelity.tell(told)
+        fidelity.look(pictures(4))
+    assert len(looks) == 2  # the second call as ever, and the third
 
 
 def test_the_attack_takes_it_and_says_what_it_took() -> None:
