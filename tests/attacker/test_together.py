@@ -251,9 +251,9 @@ images, weights = torch.randn(50, 32, 28, 28), torch.randn(64, 32, 3, 3)
 
 def attack(ask):
     with in_company(Company(ask, JointSimulation(on_step=print))):
-        before = len(os.listdir("/proc/self/task"))
+        before = set(os.listdir("/proc/self/task"))
         torch.nn.functional.conv2d(images, weights)
-        return len(os.listdir("/proc/self/task")) - before
+        return len(set(os.listdir("/proc/self/task")) - before)  # the thread of the first may end meanwhile
 
 print(*run_in_lockstep([attack, attack], lambda questions: {}))
 """
