@@ -7,6 +7,7 @@ nothing was tried in between, nor many steps with colours (docs/attacks.md).
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+from attacker.image_span import DIRECTIONS_PER_IMAGE
 from attacker.local_steps import Simulation
 
 
@@ -45,7 +46,7 @@ _ONE_CHANNEL = SpanConstants(
     full_contrast=0.0,
     repair_steps=100,
     simulation=5,
-    directions_per_image=1.6,
+    directions_per_image=DIRECTIONS_PER_IMAGE,
 )
 _COLOUR = replace(
     _ONE_CHANNEL,

@@ -62,7 +62,22 @@ def test_a_granted_order_is_no_noise() -> None:
     assert known.noise == 0
 
 
-def test_it_never_goes_back_and_looks_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_never_goes_back() -> None:
+    fidelity = judged(problem_of(2.0), 1, "full")
+    fidelity.judge(torch.full((4, 1, 8, 8), 0.4))  # a grey page, of which any simulation makes little
+    assert fidelity.simulation == "full"
+
+
+def test_a_rise_is_looked_into_once() -> None:
+    fidelity = FaithfulSimulation(problem_of(1e-3), torch.Generator(), candidates=(1, "full"))
+    fidelity.tell(1.0)
+    fidelity.tell(2.0)
+    fidelity.judge(pictures(4))
+    fidelity.tell(2.0)  # as high as before, though the simulation was found to be good
+    assert not fidelity._is_due
+
+
+def test_it_looks_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     fidelity = FaithfulSimulation(problem_of(1.0), torch.Generator(), candidates=(1, "full"))
     looks: list[int] = []
     monkeypatch.setattr(fidelity, "judge", lambda _: looks.append(1))
@@ -87,10 +102,8 @@ def test_a_loss_that_rises_has_it_look_at_once(monkeypatch: pytest.MonkeyPatch, 
 def test_the_attack_takes_it_and_says_what_it_took() -> None:
     recipe = LocalTraining(epochs=20, batch_size=2, learning_rate=0.3)
     observation = observe(cnn(spec()), spec(), pictures(4), LABELS, threat_model=FULL_KNOWLEDGE, recipe=recipe)
-    for simulation, said in (
-        (5, "simulation 5 misses"),
-        ("as_needed", "simulation '"),
-    ):  # a name, for the number misses much
+    # In the end a name stands there, as five gradients miss too much.
+    for simulation, said in ((5, "simulation 5 misses"), ("as_needed", "simulation '")):
         attack = FeatureSpan(simulation=simulation, steps=8, rounds=1, round_steps=1, orders=2, start_noise=1.0)
         result = attack(observation, generator=torch.Generator().manual_seed(0))
         assert any(said in remark for remark in result.remarks), result.remarks
