@@ -6,7 +6,8 @@ One client with FedSGD and a single batch; every arm optimises the same seeds fr
 of steps and returns the seed of lowest matching loss, so that arms differ in the named terms only. ``fidelity`` adds
 total variation, L2 norm, BatchNorm statistics (inferred from the buffers of the reply) and pixel noise. Each result is
 one JSON line; a result that is there is not computed again. The mean image of the rest of the data stands beside them.
-``--model small_bn`` is a network of three convolutions for quick runs.
+``--model small_bn`` is a network of three convolutions for quick runs. ``--run RUN`` attacks the network that a
+federation left (experiments/cifar100_resnet18.toml), and ``--model-options '{"weights": FILE}'`` that of a file.
 
 Weights: the paper's (ImageNet, trained ResNet-50, 20 000 steps) unless ``--options`` says otherwise.
 Needs ../shared/data: the pictures, and AlexNet's weights for LPIPS.
@@ -38,6 +39,7 @@ from fl_sim.models import MODELS, Normalisation
 from fl_sim.models.initialisation import seeded_construction
 from fl_sim.options import build
 from fl_sim.records import Algorithm, ClientUpdate, DatasetSpec, LocalTraining, RoundRecord
+from fl_sim.run_store import open_run
 from fl_sim.seeds import generator
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -115,6 +117,9 @@ def observe(images: Tensor, labels: Tensor, spec: DatasetSpec, arguments: argpar
         dataset=spec,
         generator=generator(arguments.seed, "model"),
     ).train()
+    if arguments.run is not None:
+        parameters, buffers = open_run(arguments.run).recording.read_final()
+        model.load_state_dict({**parameters, **buffers})
     start = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
     update = ClientUpdate(
@@ -199,6 +204,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", choices=tuple(FILES), default="cifar100")
     parser.add_argument("--model", default="resnet18", help="small_bn, an entry of MODELS, or module:name")
     parser.add_argument("--model-options", type=json.loads, help='JSON; resnet18 on cifar100: {"stem": "cifar"}')
+    parser.add_argument("--run", type=Path, help="folder of a run whose last network the client starts from")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=2, help="size of the group, the same in every arm")
@@ -231,6 +237,7 @@ def main() -> None:
         name: getattr(arguments, name)
         for name in ("data", "model", "model_options", "batch", "steps", "seeds", "options", "threat_model", "seed")
     }
+    shared["run"] = None if arguments.run is None else open_run(arguments.run).folder.name
     done = [json.loads(line) for line in arguments.output.read_text().splitlines()] if arguments.output.exists() else []
     rows: list[dict[str, Any]] = []
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))

@@ -4,6 +4,7 @@
 `cifar100_3k` are 50 consecutive images.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,10 +51,27 @@ class PaperClients:
             return pixels, torch.from_numpy(arrays["labels"][own]).long()
 
     def observe(
-        self, images: Tensor, labels: Tensor, client: int, recipe: LocalTraining, threat_model: ThreatModel
+        self,
+        images: Tensor,
+        labels: Tensor,
+        client: int,
+        recipe: LocalTraining,
+        threat_model: ThreatModel,
+        parameters: Mapping[str, Tensor] | None = None,
     ) -> Observation:
-        """Train a client on the CPU, so that all devices attack the same update, and return what the server sees."""
+        """Train a client on the CPU, so that all devices attack the same update, and return what the server sees.
+
+        Args:
+            images: Pixels (N, C, H, W) in [0, 1].
+            labels: (N,), int64.
+            client: Names the order of its batches.
+            recipe: How it trains.
+            threat_model: What the server knows.
+            parameters: Where it starts; ``None`` starts untrained.
+        """
         model = MODELS[self.model](dataset=self.spec, generator=generator(SEED, "model"))
+        if parameters is not None:
+            model.load_state_dict(dict(parameters))
         start = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
         train_locally(model, images, labels, recipe, generator=generator(SEED, "batch-order", client))
         update = ClientUpdate(

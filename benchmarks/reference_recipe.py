@@ -3,12 +3,15 @@
     python benchmarks/reference_recipe.py --epochs 1 10 --clients 100 101 102 103 --output /tmp/reference.json
 
     python benchmarks/reference_recipe.py --data cifar100 --attack feature_span --epochs 10 --clients 1
+    python benchmarks/reference_recipe.py --attack feature_span --epochs 10 --clients 0 --run RUN --round 11 --every 50
 
 The paper's network with LeCun-normal weights, N_c = 50, m = 5, eta = 0.004, random batch order, label counts granted.
 PSNR by optimal assignment over the batch, and the share of images above 20 dB (CIFAR-100: 19 dB); once with
-reconstructions as they come out of the optimisation, as the authors measure, and once clipped to [0, 1]. The reference
-implementation measured, on data similar to FEMNIST's stand-in, 20.8 dB / 58 % at E = 10 (2 clients) and 18.6 dB / 22 %
-at E = 1 (4 clients).
+reconstructions as they come out of the optimisation, as the authors measure, and once clipped to [0, 1]. ``--run``
+starts clients from a network that a run's server sent out, such as those that `fl-sim reproduce table7` leaves.
+
+The reference implementation measured, on data similar to FEMNIST's stand-in, 20.8 dB / 58 % at E = 10 (2 clients) and
+18.6 dB / 22 % at E = 1 (4 clients).
 
 Needs ../shared/data: femnist_like_10k.npz, EMNIST characters made to look like FEMNIST, without writers, or
 cifar100_3k.npz. Hyper-parameters are tuned on clients 0 to 49 of the one and 0 to 29 of the other.
@@ -23,16 +26,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from paper_clients import PAPER_CLIENTS, SEED, PaperClients
+from paper_clients import NUM_IMAGES, PAPER_CLIENTS, SEED
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from attacker.attack import Attack, Progress
+from attacker.attack import Attack, OnStep, Progress
 from attacker.observation import Observation
 from attacker.recipes import ATTACKS, FedAvgLeakage
 from attacker.recipes.fedavg_leakage import average_over_epochs
 from attacker.threat_models import THREAT_MODELS
 from fl_sim.options import build
+from fl_sim.recording_store import RecordingStore
 from fl_sim.records import LocalTraining
 from fl_sim.seeds import generator
 
@@ -49,12 +53,15 @@ def psnr_db(reconstructions: Tensor, originals: Tensor) -> Tensor:
     return decibels[rows, columns]
 
 
-def attack_pixels(attack: Attack, observation: Observation, client_id: int) -> tuple[Tensor, Tensor, list[float]]:
+def attack_pixels(
+    attack: Attack, observation: Observation, client_id: int, show: OnStep
+) -> tuple[Tensor, Tensor, list[float]]:
     """Return images (N, C, H, W), unclipped where the attack tells them, their labels, and the time of a step."""
     times = [time.perf_counter()]
 
     def on_step(progress: Progress) -> None:
         times.append(time.perf_counter())
+        show(progress)
 
     randomness = generator(SEED, "attack", client_id)
     if isinstance(attack, FedAvgLeakage):
@@ -64,13 +71,22 @@ def attack_pixels(attack: Attack, observation: Observation, client_id: int) -> t
     return reconstruction.images, reconstruction.labels, np.diff(times).tolist()
 
 
-def measure(attack: Attack, data: PaperClients, client_id: int, epochs: int, threat_model: str) -> dict[str, Any]:
+def measure(attack: Attack, client_id: int, epochs: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Attack one client and score it."""
-    recipe = LocalTraining(epochs=epochs, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE)
-    images, labels = data.private_batch(DATA, client_id)
-    observation = data.observe(images, labels, client_id, recipe, THREAT_MODELS[threat_model])
+    data = PAPER_CLIENTS[arguments.data]
+    recipe = LocalTraining(epochs=epochs, batch_size=arguments.batch_size, learning_rate=LEARNING_RATE)
+    images, labels = data.private_batch(DATA, client_id, arguments.images)
+    threat_model = THREAT_MODELS[arguments.threat_model]
+    observation = data.observe(images, labels, client_id, recipe, threat_model, arguments.parameters)
+
+    def show(progress: Progress) -> None:
+        if arguments.every and progress.images is not None and progress.step % arguments.every == 0:
+            decibels = psnr_db(progress.images().clamp(0, 1), images)
+            share = (decibels > data.threshold_db).double().mean().item()
+            print(f"step {progress.step}: {decibels.mean().item():.2f} dB, {share:.0%}", flush=True)
+
     cpu_started = time.process_time()
-    pixels, recovered, seconds = attack_pixels(attack, observation, client_id)
+    pixels, recovered, seconds = attack_pixels(attack, observation, client_id, show)
     cpu_seconds = time.process_time() - cpu_started
     raw, clipped = psnr_db(pixels, images), psnr_db(pixels.clamp(0, 1), images)
     counts = [torch.bincount(values, minlength=data.spec.num_classes) for values in (labels, recovered)]
@@ -96,14 +112,22 @@ def main() -> None:
     parser.add_argument("--attack", default="fedavg_leakage")
     parser.add_argument("--options", type=json.loads, default={}, help='JSON, for instance {"loss": "cosine"}')
     parser.add_argument("--threat-model", default="known_label_counts")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="m")
+    parser.add_argument("--images", type=int, default=NUM_IMAGES, help="N_c, the client's first images")
+    parser.add_argument("--run", type=Path, help="folder of a run whose network clients start from")
+    parser.add_argument("--round", type=int, default=1, help="of that run: what its server sent out then")
+    parser.add_argument("--every", type=int, default=0, help="steps between two lines about the images so far")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    arguments.parameters = None
+    if arguments.run is not None:
+        arguments.parameters = RecordingStore(arguments.run / "recording").read_round(arguments.round).global_parameters
     torch.set_num_threads(1)
     attack = build(ATTACKS[arguments.attack], arguments.options, where="--options")
     results: list[dict[str, Any]] = []
     for epochs in arguments.epochs:
         for client_id in arguments.clients:
-            results.append(measure(attack, PAPER_CLIENTS[arguments.data], client_id, epochs, arguments.threat_model))
+            results.append(measure(attack, client_id, epochs, arguments))
             print(json.dumps(results[-1]), flush=True)
             if arguments.output:
                 arguments.output.write_text(json.dumps({"attack": repr(attack), "results": results}, indent=2))
