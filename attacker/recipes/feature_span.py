@@ -65,7 +65,7 @@ class FeatureSpan:
             it is searched anew.
         learning_rate: Of Adam at the start, in normalised units; falls to its half in the coarse part and in repairs,
             and from there to 0 in each round. This and all fields below whose default is ``None`` follow the channels
-            of the images and the number of local steps, see `span_constants`.
+            of the images, the number of local steps, and the network's curvature, see `span_constants`.
         matching: Factor f of the matching term, which is 1 for a simulated update of zero. About the inverse of what
             a simulation with the true images misses, as an unknown order makes it.
         feature_span: Weight of the span prior at the start.
@@ -75,7 +75,8 @@ class FeatureSpan:
             others.
         least_volume: What the features of an image must have of their own, as a share of what is typical among the
             images so far.
-        rank: Directions of the span; ``None`` takes N for one local epoch, else 1.6 N, and 1.9 N for many local steps.
+        rank: Directions of the span; ``None`` takes N for one local epoch, else 1.6 N, and 1.9 N for many local steps
+            and for curvature that bears no wide ones.
             Those that known noise drowns are left out; where less than N remain, or a known defense spoils the layer,
             so is the prior.
         position: Where features are taken, as a share of the way from w_t to w_c, see `attacker.image_span`.
@@ -92,7 +93,8 @@ class FeatureSpan:
             the next is taken when the matching loss of the coarse part stops falling. ``"as_needed"`` takes the
             cheapest that misses little at the images so far, and lets the matching term weigh less where the unknown
             order makes much of the update, see `attacker.faithful_simulation`. ``None`` takes 5, five full-batch
-            gradients, and ``merged_10`` for many local steps.
+            gradients, ``merged_10`` for many local steps, and ``"as_needed"`` where the network's curvature does not
+            bear five wide steps.
         patience: Gradients of the matching term within which that loss must fall.
         least_gain: Share by which it must fall.
         label_recovery: A name of LABEL_RECOVERIES, used where the threat model does not grant label counts.
@@ -191,9 +193,9 @@ class FeatureSpan:
             return once(observation, generator=generator, on_step=on_step)
         started = time.monotonic()
         problem = inversion_problem(observation, self.label_recovery, generator)
-        constants = self._constants(problem)
+        constants = span_constants(problem, given=self)
         coarse, rounds = self._parts(constants)
-        run = _Run(self, constants, problem, generator, on_step)
+        run = _Run(self, constants, problem, self._span(problem, constants), generator, on_step)
         run.search(coarse)
         for repair, part in rounds:
             run.refine(repair, part)
@@ -208,21 +210,20 @@ class FeatureSpan:
 
     def span(self, problem: InversionProblem) -> ImageSpan | NoSpan:
         """Find the span of the features, or why there is none."""
-        constants = self._constants(problem)
-        return image_span(
-            problem,
-            self.rank,
-            position=constants.position,
-            directions_per_image=constants.directions_per_image,
-        )
+        return self._span(problem, span_constants(problem, given=self))
 
     def start(self, problem: InversionProblem, generator: torch.Generator) -> Tensor:
         """Draw normalised images (N, C, H, W) to start from."""
         noise = self.start_noise * problem.noise(generator)
         return noise if self.background is None else noise + problem.to_normalised(self.background)
 
-    def _constants(self, problem: InversionProblem) -> SpanConstants:
-        return span_constants(problem.image_shape[0], problem.num_steps, given=self)
+    def _span(self, problem: InversionProblem, constants: SpanConstants) -> ImageSpan | NoSpan:
+        return image_span(
+            problem,
+            self.rank,
+            position=constants.position,
+            directions_per_image=constants.directions_per_image,
+        )
 
     def _parts(self, constants: SpanConstants) -> tuple["_Part", tuple[tuple["_Part", "_Part"], ...]]:
         """Return the coarse part, and for each round the repair before it and the round itself."""
@@ -308,6 +309,7 @@ class _Run:
         attack: FeatureSpan,
         constants: SpanConstants,
         problem: InversionProblem,
+        span: ImageSpan | NoSpan,
         generator: torch.Generator,
         on_step: OnStep,
     ) -> None:
@@ -316,7 +318,7 @@ class _Run:
         self._problem = problem
         self._generator = generator
         self._on_step = on_step
-        self._span = attack.span(problem)
+        self._span = span
         self._fidelity = _fidelity(attack, constants, problem, generator)
         self._optima: list[Optimum] = []
         self.images = attack.start(problem, generator)
