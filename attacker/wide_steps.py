@@ -17,8 +17,10 @@ from attacker.order_noise import layer_weighted_vector
 
 _SEED = 0  # of its own: an attack's random numbers do not depend on whether somebody asked
 _CELLS = 4  # in height and width, of which a field has seven on 28 pixels
-_TIMES_STD = 2.0  # the public mean and deviation are of all pixels, most of them background
-_MOST_MISSED = 0.5
+# Five full-batch gradients for E = 10, m = 5 miss 0.05 to 0.11 for untrained networks of three clients, and 0.7 to 3.8
+# after ten rounds; five draws of the fields. With twice the deviation some untrained networks are at the edge.
+_TIMES_STD = 1.5
+_MOST_MISSED = 0.3
 
 
 def bears(problem: InversionProblem, simulation: Simulation) -> bool:
