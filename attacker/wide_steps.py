@@ -35,8 +35,12 @@ def missed(problem: InversionProblem, simulation: Simulation) -> float:
         problem: Whose model, recipe and labels are followed; what was observed does not enter.
         simulation: Compared with one that follows every local step.
     """
+    return missed_at(smooth_fields(problem), problem, simulation)
+
+
+def missed_at(pixels: Tensor, problem: InversionProblem, simulation: Simulation) -> float:
+    """Return the share of the update's energy that a simulation misses for images (N, C, H, W)."""
     with torch.no_grad():
-        pixels = smooth_fields(problem)
         every, few = (layer_weighted_vector(problem.simulate(pixels, name)) for name in ("full", simulation))
         return ((every - few).square().sum() / every.square().sum().clamp_min(1e-30)).item()
 
