@@ -31,7 +31,7 @@ RECIPE = LocalTraining(epochs=2, batch_size=2, learning_rate=0.1)
 SHORT = {
     "paper": FedAvgLeakage(steps=6, simulation="full"),
     "shared images": FedAvgLeakage(steps=6, variables="shared", simulation=2, keep="best"),
-    "feature span": FeatureSpan(steps=4, rounds=2, round_steps=2, hold=2, orders=3, repair_steps=0),
+    "feature span": FeatureSpan(steps=4, rounds=2, round_steps=2, hold=2, orders=3, repair_steps=0, simulation=5),
     "feature span, as needed": FeatureSpan(simulation="as_needed", steps=8, rounds=1, round_steps=2, hold=2, orders=3),
     "feature span, repairs": FeatureSpan(steps=4, rounds=2, round_steps=2, hold=2, orders=3, repair_steps=3),
     "labels searched for": DeepLeakage(steps=2, iterations_per_step=3),
