@@ -60,7 +60,7 @@ def test_an_image_in_doubt_is_searched_anew(monkeypatch: pytest.MonkeyPatch) -> 
         data,
         truth,
         labels,
-        recipe=LocalTraining(epochs=2, batch_size=2, learning_rate=0.1),
+        recipe=LocalTraining(epochs=2, batch_size=2, learning_rate=0.02),
         threat_model=FULL_KNOWLEDGE,
     )
     draw, is_first = FeatureSpan.start, iter([True])
