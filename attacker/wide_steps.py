@@ -1,6 +1,6 @@
 """Whether the local training can be followed in a few wide steps, told before an attack, without images.
 
-    missed(s) = ||u(x) - s(x)||^2 / ||u(x)||^2        x smooth fields, as wide about the public mean as true images are
+    missed(s) = ||u(x) - s(x)||^2 / ||u(x)||^2        x smooth fields about the public mean
 
 How wide a step the network's curvature bears has little to do with how well it is trained: after ten rounds of small
 steps it bears none that is twenty times as wide, after ten rounds of wide steps any (docs/attacks.md). Fields say so
