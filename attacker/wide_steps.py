@@ -2,9 +2,8 @@
 
     missed(s) = ||u(x) - s(x)||^2 / ||u(x)||^2        x smooth fields about the public mean
 
-How wide a step the network's curvature bears has little to do with how well it is trained: after ten rounds of small
-steps it bears none that is twenty times as wide, after ten rounds of wide steps any (docs/attacks.md). Fields say so
-about as clearly as true images do.
+Training alone does not tell: of two networks after ten rounds the one trained in wider steps bore them, the other did
+not (docs/attacks.md). Fields say so about as clearly as true images do (benchmarks/wide_steps.py).
 """
 
 import torch
@@ -17,8 +16,8 @@ from attacker.order_noise import layer_weighted_vector
 
 _SEED = 0  # of its own: an attack's random numbers do not depend on whether somebody asked
 _CELLS = 4  # in height and width, of which a field has seven on 28 pixels
-# Five full-batch gradients for E = 10, m = 5 miss 0.05 to 0.11 for untrained networks of three clients, and 0.7 to 3.8
-# after ten rounds; five draws of the fields. With twice the deviation some untrained networks are at the edge.
+# Between what five full-batch gradients miss at E = 10, m = 5 untrained and after ten rounds, 0.05 to 0.10 and 0.95 to
+# 3.6 (benchmarks/results/wide_steps.md). Twice the deviation took some untrained networks to the edge.
 _TIMES_STD = 1.5
 _MOST_MISSED = 0.3
 

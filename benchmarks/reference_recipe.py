@@ -36,6 +36,7 @@ from attacker.recipes import ATTACKS, FedAvgLeakage
 from attacker.recipes.fedavg_leakage import average_over_epochs
 from attacker.threat_models import THREAT_MODELS
 from fl_sim.options import build
+from fl_sim.parameters import Parameters
 from fl_sim.recording_store import RecordingStore
 from fl_sim.records import LocalTraining
 from fl_sim.seeds import generator
@@ -51,6 +52,11 @@ def psnr_db(reconstructions: Tensor, originals: Tensor) -> Tensor:
     decibels = -10 * torch.log10((squared / originals[0].numel()).clamp_min(1e-10))
     rows, columns = linear_sum_assignment(decibels.numpy(), maximize=True)
     return decibels[rows, columns]
+
+
+def sent_out(run: Path, server_round: int) -> Parameters:
+    """Return w_t, what the server of a run sent out in a round."""
+    return RecordingStore(run / "recording").read_round(server_round, clients=()).global_parameters
 
 
 def attack_pixels(
@@ -119,9 +125,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=0, help="steps between two lines about the images so far")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    arguments.parameters = None
-    if arguments.run is not None:
-        arguments.parameters = RecordingStore(arguments.run / "recording").read_round(arguments.round).global_parameters
+    arguments.parameters = None if arguments.run is None else sent_out(arguments.run, arguments.round)
     torch.set_num_threads(1)
     attack = build(ATTACKS[arguments.attack], arguments.options, where="--options")
     results: list[dict[str, Any]] = []

@@ -1,29 +1,30 @@
 """What a few wide steps miss of a local training, by network: at smooth fields, and at the private images.
 
-    python benchmarks/wide_steps.py --run RUN --round 11 --output benchmarks/results/wide_steps.md
+    python benchmarks/wide_steps.py --run RUN --round 11 --weights label-recovery/trained.safetensors --output FILE
 
 The first column is what the feature-span attack looks at before it chooses its constants (`attacker.wide_steps`); the
 second needs the truth and is what it stands for. FEMNIST network, N_c = 50, m = 5, eta = 0.004; a share of the energy
 of the update. ``--run`` adds the network that a run's server sent out in a round, such as those that
-`fl-sim reproduce table7` leaves, and ``--weights`` one of a file of safetensors.
+`fl-sim reproduce table7` leaves, and ``--weights`` one of a file of safetensors, such as that of
+`benchmarks/label_recovery.py --training-rounds 10`.
 
 Needs ../shared/data/femnist_like_10k.npz: EMNIST characters made to look like FEMNIST, without writers.
 """
 
 import argparse
+import datetime
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from paper_clients import FEMNIST
-from reference_recipe import BATCH_SIZE, DATA, LEARNING_RATE
+from reference_recipe import BATCH_SIZE, DATA, LEARNING_RATE, sent_out
 from torch import Tensor
 
 from attacker.inversion_problem import inversion_problem
 from attacker.threat_models import KNOWN_LABEL_COUNTS
 from attacker.wide_steps import missed, missed_at
-from fl_sim.recording_store import RecordingStore
 from fl_sim.records import LocalTraining
 
 WIDE = 5
@@ -33,10 +34,9 @@ def networks(arguments: argparse.Namespace) -> Iterator[tuple[str, Mapping[str, 
     """Yield what clients start from, ``None`` for the untrained network."""
     yield "untrained", None
     if arguments.run is not None:
-        record = RecordingStore(arguments.run / "recording").read_round(arguments.round, clients=())
-        yield f"sent out in round {arguments.round}", record.global_parameters
+        yield f"sent out in round {arguments.round}", sent_out(arguments.run, arguments.round)
     if arguments.weights is not None:
-        yield arguments.weights.stem, safetensors.torch.load_file(arguments.weights)
+        yield arguments.weights.name, safetensors.torch.load_file(arguments.weights)
 
 
 def row(name: str, parameters: Mapping[str, Tensor] | None, epochs: int, clients: list[int]) -> str:
@@ -64,8 +64,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
-        f"What {WIDE} full-batch gradients miss of a local training, share of the update's energy; m = {BATCH_SIZE}, "
-        f"eta = {LEARNING_RATE}, clients {arguments.clients}, smallest to largest. `femnist_like_10k`, not FEMNIST.",
+        f"{datetime.date.today()}. What {WIDE} full-batch gradients miss of a local training, share of the update's energy; "
+        f"m = {BATCH_SIZE}, eta = {LEARNING_RATE}, clients {arguments.clients}, smallest to largest; label counts known "
+        "(an upper bound). `femnist_like_10k`, not FEMNIST.",
         "",
         "| network | E | at smooth fields | at the private images |",
         "|---|---|---|---|",
