@@ -64,9 +64,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
-        f"{datetime.date.today()}. What {WIDE} full-batch gradients miss of a local training, share of the update's energy; "
-        f"m = {BATCH_SIZE}, eta = {LEARNING_RATE}, clients {arguments.clients}, smallest to largest; label counts known "
-        "(an upper bound). `femnist_like_10k`, not FEMNIST.",
+        f"{datetime.date.today()}. What {WIDE} full-batch gradients miss of a local training, share of the update's "
+        f"energy; m = {BATCH_SIZE}, eta = {LEARNING_RATE}, clients {arguments.clients}, smallest to largest; label "
+        "counts known (an upper bound). `femnist_like_10k`, not FEMNIST.",
         "",
         "| network | E | at smooth fields | at the private images |",
         "|---|---|---|---|",
