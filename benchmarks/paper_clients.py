@@ -40,12 +40,13 @@ class PaperClients:
     threshold_db: float
 
     def private_batch(self, folder: Path, client: int, num_images: int = NUM_IMAGES) -> tuple[Tensor, Tensor]:
-        """Return a client's first pixels (N, C, H, W) in [0, 1] and labels (N,)."""
+        """Return pixels (N, C, H, W) in [0, 1] and labels (N,): the client's first, then those of the next ones."""
         with np.load(folder / self.file) as arrays:
             groups = arrays["clients"] if "clients" in arrays else np.arange(len(arrays["labels"])) // NUM_IMAGES
-            own = np.flatnonzero(groups == client)[:num_images]
-            if not len(own):
+            if not 0 <= client <= groups.max():
                 raise SystemExit(f"error: {self.file} has no client {client}; choose among 0 to {groups.max()}")
+            own = np.flatnonzero(groups >= client)
+            own = own[np.argsort(groups[own], kind="stable")][:num_images]
             images = torch.from_numpy(arrays["images"][own]).float() / 255
             pixels = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
             return pixels, torch.from_numpy(arrays["labels"][own]).long()

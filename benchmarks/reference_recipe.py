@@ -105,6 +105,7 @@ def measure(attack: Attack, client_id: int, epochs: int, arguments: argparse.Nam
         "clipped_recovered_share": (clipped > data.threshold_db).double().mean().item(),
         "wrong_labels": int((counts[0] - counts[1]).abs().sum()) // 2,
         "seconds_per_step": statistics.median(seconds) if seconds else 0.0,
+        "cpu_seconds": cpu_seconds,
         "cpu_seconds_per_step": cpu_seconds / max(1, len(seconds)),
     }
 
