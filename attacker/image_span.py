@@ -10,7 +10,7 @@ E = 10 and m = 5 (benchmarks/feature_drift.py).
 import math
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from attacker.attack import DoesNotApplyError
 from attacker.inversion_problem import InversionProblem
@@ -61,6 +61,18 @@ class NoSpan:
     reason: str
 
 
+def spanned_layer(model: nn.Module, num_images: int) -> str | NoSpan:
+    """Name the layer whose update tells the span of so many images, or say why none does."""
+    try:
+        layer = first_linear(model)
+    except DoesNotApplyError:
+        return NoSpan("the model has no torch.nn.Linear layer")
+    num_units = len(model.get_parameter(tensor_name(layer, "weight")))
+    if num_images > num_units:  # then no feature need lie in the row space
+        return NoSpan(f"{num_images} images and {num_units} units of {layer}")
+    return layer
+
+
 def image_span(
     problem: InversionProblem,
     rank: int | None = None,
@@ -78,16 +90,13 @@ def image_span(
             of the way is none.
         directions_per_image: Of several local epochs.
     """
-    try:
-        layer = first_linear(problem.model)
-    except DoesNotApplyError:
-        return NoSpan("the model has no torch.nn.Linear layer")
+    layer = spanned_layer(problem.model, problem.num_images)
+    if isinstance(layer, NoSpan):
+        return layer
     weight = tensor_name(layer, "weight")
     if problem.is_muted(weight):
         return NoSpan(f"a known defense spoils {weight}")
     update, num_images = problem.observed[weight], problem.num_images
-    if num_images > len(update):  # then no feature need lie in the row space
-        return NoSpan(f"{num_images} images and {len(update)} units of {layer}")
     extra = 1.0 if problem.recipe.epochs == 1 else directions_per_image
     directions = rank or math.ceil(extra * num_images)
     if noise := problem.noise_variance(weight):

@@ -157,7 +157,7 @@ class AttackConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = _FORBID
 
-    name: str = "fedavg_leakage"
+    name: str = "automatic"
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     threat_model: str = "honest_but_curious"
     rounds: Selection = "all"

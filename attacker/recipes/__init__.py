@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from attacker.analytic import AnalyticFullyConnected
 from attacker.attack import Attack
+from attacker.recipes.automatic import Automatic
 from attacker.recipes.dlg import DeepLeakage
 from attacker.recipes.epoch_search import EpochSearch
 from attacker.recipes.feature_span import FeatureSpan
@@ -21,6 +22,7 @@ from fl_sim.tables import Table, class_called_with
 ATTACKS: Table[Callable[..., Attack]] = Table(
     "attack",
     {
+        "automatic": Automatic,
         "fedavg_leakage": FedAvgLeakage,
         "feature_span": FeatureSpan,
         "feature_span_quick": FeatureSpanQuick,
@@ -37,6 +39,7 @@ ATTACKS: Table[Callable[..., Attack]] = Table(
 __all__ = [
     "ATTACKS",
     "AnalyticFullyConnected",
+    "Automatic",
     "DeepLeakage",
     "EpochSearch",
     "FeatureSpan",

@@ -40,6 +40,7 @@ from attacker.recipes import (
     ImprovedDeepLeakage,
     InvertingGradients,
 )
+from attacker.recipes.automatic import Automatic, Choice
 from attacker.recipes.leakage_constants import leakage_constants
 from attacker.recipes.matching_scale import relative_scale
 from attacker.schedules import Constant, ContinuousDecay, CosineDecay, GeometricRamp, StepDecay, WarmUpCosine
@@ -222,6 +223,7 @@ PROBLEMS = {
         gain_db=8,
     ),
     "feature span, quick: local epochs": Problem(attack="feature_span_quick", num_images=4, recipe=LOCAL, gain_db=4),
+    "automatic: local epochs": Problem(attack="automatic", num_images=4, recipe=LOCAL, gain_db=8),
     "feature span: the coarse part alone": Problem(
         attack="feature_span", options={"steps": 150, "rounds": 0}, num_images=4, recipe=LOCAL, gain_db=4
     ),
@@ -250,6 +252,7 @@ def test_attacks_solve_what_they_must(name: str) -> None:
     assert reconstruction.images.max() <= 1
     assert torch.equal(reconstruction.labels.sort().values, labels)
     assert reconstruction.outcome is Outcome.FINISHED
+    attack = attack.choose(problem.observe()).attack if isinstance(attack, Automatic) else attack
     steps = problem.options.get("steps", problem.options.get("options", {}).get("steps", 0))
     most = getattr(attack, "num_steps", steps)
     # Images in doubt are searched anew only where there are some.
@@ -265,6 +268,7 @@ def test_every_attack_has_a_problem_and_a_description() -> None:
 
 
 SHORT: dict[str, dict[str, Any]] = {
+    "automatic": {"steps": 3},
     "fedavg_leakage": {"steps": 3},
     "feature_span": {"steps": 3, "rounds": 1, "round_steps": 1, "hold": 2, "orders": 2},
     "feature_span_quick": {"steps": 3, "round_steps": 1, "hold": 2},
@@ -292,7 +296,7 @@ def test_the_generator_decides_and_nothing_else(name: str) -> None:
     assert all(tensor.grad is None for tensor in observation.model.parameters())
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in ("analytic", "epoch_search")])
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in ("analytic", "epoch_search", "automatic")])
 def test_progress_counts_the_steps_through_all_restarts(name: str) -> None:
     observation = Problem(attack=name, gain_db=0).observe()
     seen: list[Progress] = []
@@ -303,6 +307,29 @@ def test_progress_counts_the_steps_through_all_restarts(name: str) -> None:
         (step, 2 * steps) for step in range(1, 2 * steps + 1)
     ]
     assert reconstruction.losses.shape == (steps,)
+
+
+def test_the_automatic_attack_goes_by_what_the_server_sees() -> None:
+    def chosen(**problem: Any) -> Choice:
+        return Automatic(**SHORT["automatic"]).choose(Problem(attack="automatic", gain_db=0, **problem).observe())
+
+    epochs, one_step = chosen(num_images=4, recipe=LOCAL), chosen(num_images=4)
+    many_images = chosen(num_images=GREY.num_classes + 1, model=lenet, recipe=LOCAL)
+    assert isinstance(epochs.attack, FeatureSpan)
+    assert epochs.attack == FeatureSpan(steps=3)
+    assert isinstance(one_step.attack, FeatureSpan)
+    assert (one_step.attack.coarse_hold, one_step.attack.learning_rate) == (1, 0.1)
+    assert many_images.attack == FedAvgLeakage(steps=3, loss="cosine")
+    assert "units of" in many_images.remark
+
+
+def test_the_automatic_attack_is_the_one_that_it_takes() -> None:
+    observation = Problem(attack="automatic", num_images=2, recipe=LOCAL, gain_db=0).observe()
+    attack = Automatic(steps=3)
+    choice = attack.choose(observation)
+    found = run(attack, observation)
+    assert torch.equal(found.images, run(choice.attack, observation).images)
+    assert found.remarks[0] == choice.remark
 
 
 def test_the_best_restart_has_the_lowest_matching_loss() -> None:

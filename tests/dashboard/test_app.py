@@ -292,8 +292,8 @@ def test_the_command_line_is_a_list_and_a_failure_says_why(looked_at):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attack": "os:system"}, "expected one of fedavg_leakage"),
-        ({"attack": "none"}, "expected one of fedavg_leakage"),
+        ({"attack": "os:system"}, "expected one of automatic"),
+        ({"attack": "none"}, "expected one of automatic"),
         ({"threat_model": "os:path"}, "expected one of honest_but_curious"),
         ({"rounds": []}, "rounds"),
         ({"rounds": [9]}, "9 is not in the recording"),

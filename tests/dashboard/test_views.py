@@ -39,7 +39,7 @@ from fl_sim.errors import ConfigError, RecordingError
 from fl_sim.events import Event, EventKind, append_event
 from fl_sim.run_store import RunState, RunStatus, RunStore
 
-FAST = AttackConfig(options={"steps": 4}, rounds=(1,), clients=(0,))
+FAST = AttackConfig(name="fedavg_leakage", options={"steps": 4}, rounds=(1,), clients=(0,))
 
 
 def reader_of(index: RunIndex, run_id: str = "plain", *, sees_truth: bool = True) -> RunReader:

@@ -24,7 +24,7 @@ from fl_sim.config import AttackConfig
 from fl_sim.errors import ConfigError, MissingDataError
 from fl_sim.run_store import RunStore
 
-FAST = AttackConfig(options={"steps": 3})
+FAST = AttackConfig(name="fedavg_leakage", options={"steps": 3})
 
 
 @pytest.fixture(scope="module")

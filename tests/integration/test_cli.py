@@ -73,7 +73,7 @@ def test_scores_as_json_say_what_was_granted_and_what_a_guess_scores(workplace):
 def test_scores_as_csv_have_the_same_rows(workplace):
     rows = list(csv.DictReader(io.StringIO(fl_sim("scores", "latest", "--format", "csv", cwd=workplace[0]).stdout)))
     assert len(rows) == 4
-    assert {row["attack"] for row in rows} == {"fedavg_leakage"}
+    assert {row["attack"] for row in rows} == {"automatic"}
 
 
 def test_attack_later_skips_what_is_finished_and_adds_what_is_new(workplace):

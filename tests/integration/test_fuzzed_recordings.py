@@ -48,7 +48,7 @@ SMALL = ("model.options={hidden=[3]}", "data.options={size=8}", "data.num_client
 def original(run_tiny) -> RunStore:
     """A run with a file of every kind, secure aggregation apart."""
     run = run_tiny(*SMALL)
-    plan = plan_campaign(run, AttackConfig(options={"steps": 1}, clients=(0,)))
+    plan = plan_campaign(run, AttackConfig(name="fedavg_leakage", options={"steps": 1}, clients=(0,)))
     AttackStore(plan.tasks[0].results).write_setting(plan.setting)
     run_task(plan.tasks[0], lambda progress: None)
     assert score_results(run, read_truth(run.folder), threshold_db=20.0) == 1

@@ -300,7 +300,7 @@ def test_impossible_settings_are_refused(changes, message):
 
 def test_the_attack_takes_the_mean_of_all_by_itself(run_tiny):
     run = run_tiny(SECURE)
-    config = AttackConfig(options={"steps": 3}, threat_model="known_label_counts")
+    config = AttackConfig(name="fedavg_leakage", options={"steps": 3}, threat_model="known_label_counts")
     plan = plan_campaign(run, config)
     assert [(task.key.server_round, task.key.clients) for task in plan.tasks] == [(1, (0, 1, 2)), (2, (0, 1, 2))]
     observation, plain = observe(plan.tasks[0]), run_tiny()
@@ -321,7 +321,7 @@ def test_the_attack_takes_the_mean_of_all_by_itself(run_tiny):
 )
 def test_the_optimisation_attack_runs_on_the_sum(run_tiny, num_clients, threat_model):
     run = run_tiny(SECURE, f"data.num_clients={num_clients}", "data.examples_per_client=2", "federation.num_rounds=1")
-    plan = plan_campaign(run, AttackConfig(options={"steps": 2}, threat_model=threat_model))
+    plan = plan_campaign(run, AttackConfig(name="fedavg_leakage", options={"steps": 2}, threat_model=threat_model))
     run_task(plan.tasks[0], lambda progress: None)
     found = AttackStore(plan.tasks[0].results).read_result(plan.tasks[0].key)
     assert found.images.shape == (2 * num_clients, 1, 28, 28)
