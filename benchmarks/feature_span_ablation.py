@@ -9,6 +9,7 @@ Needs ../shared/data, see `paper_clients`.
 """
 
 import argparse
+import datetime
 import json
 import statistics
 from pathlib import Path
@@ -21,7 +22,7 @@ from reference_recipe import BATCH_SIZE, measure
 from attacker.recipes import FeatureSpan
 
 EPOCHS = 10
-_NOTHING = 1e-9
+_NOTHING = 1e-9  # weights of the span must be above 0
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "whole attack": {},
@@ -69,6 +70,8 @@ def table(results: dict[str, dict[str, Any]], data: str) -> str:
     lines = [
         "# Feature span, each part left out",
         "",
+        f"    python benchmarks/feature_span_ablation.py --data {data}    # last written on {datetime.date.today()}",
+        "",
         f"`{PAPER_CLIENTS[data].file}`, E = {EPOCHS}, m = {BATCH_SIZE}, N_c = {NUM_IMAGES}, eta = 0.004, untrained",
         "network, label counts known (an upper bound), one attack seed. PSNR in dB / share of images above "
         f"{PAPER_CLIENTS[data].threshold_db:.0f} dB.",
@@ -82,13 +85,24 @@ def table(results: dict[str, dict[str, Any]], data: str) -> str:
         seconds = statistics.mean(result["cpu_seconds"] for result in found.values())
         mean = _cell(list(found.values())) if len(found) == len(clients) else ""
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {mean} | {seconds:.0f} |")
+    of_client = {client: result for found in results.values() for client, result in found.items()}
+    for guess in ("mean_image", "random_images"):
+        scored = [
+            _show(of_client[client][f"{guess}_psnr_db"], of_client[client][f"{guess}_recovered_share"])
+            for client in clients
+        ]
+        lines.append(f"| guess: {guess.replace('_', ' ')} of other clients | " + " | ".join(scored) + " | | |")
     return "\n".join(lines) + "\n"
+
+
+def _show(decibels: float, share: float) -> str:
+    return f"{decibels:.1f} / {share:.0%}"
 
 
 def _cell(results: list[dict[str, Any]]) -> str:
     decibels = statistics.mean(result["clipped_psnr_db"] for result in results)
     share = statistics.mean(result["clipped_recovered_share"] for result in results)
-    return f"{decibels:.1f} / {share:.0%}"
+    return _show(decibels, share)
 
 
 def main() -> None:

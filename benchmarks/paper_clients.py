@@ -41,15 +41,27 @@ class PaperClients:
 
     def private_batch(self, folder: Path, client: int, num_images: int = NUM_IMAGES) -> tuple[Tensor, Tensor]:
         """Return pixels (N, C, H, W) in [0, 1] and labels (N,): the client's first, then those of the next ones."""
+        images, labels, own, _ = self._read(folder, client, num_images)
+        return images[own], labels[own]
+
+    def others(self, folder: Path, client: int, num_images: int = NUM_IMAGES) -> Tensor:
+        """Return the pixels (P, C, H, W) of all who own none of a private batch: what guesses are made of."""
+        images, _, _, others = self._read(folder, client, num_images)
+        return images[others]
+
+    def _read(self, folder: Path, client: int, num_images: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return all pixels and labels, and the indices of a private batch and of the other clients' images."""
         with np.load(folder / self.file) as arrays:
             groups = arrays["clients"] if "clients" in arrays else np.arange(len(arrays["labels"])) // NUM_IMAGES
             if not 0 <= client <= groups.max():
                 raise SystemExit(f"error: {self.file} has no client {client}; choose among 0 to {groups.max()}")
             own = np.flatnonzero(groups >= client)
             own = own[np.argsort(groups[own], kind="stable")][:num_images]
-            images = torch.from_numpy(arrays["images"][own]).float() / 255
+            images = torch.from_numpy(arrays["images"]).float() / 255
             pixels = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
-            return pixels, torch.from_numpy(arrays["labels"][own]).long()
+            others = np.flatnonzero(~np.isin(groups, groups[own]))
+            labels = torch.from_numpy(arrays["labels"]).long()
+            return pixels, labels, torch.from_numpy(own), torch.from_numpy(others)
 
     def observe(
         self,

@@ -7,8 +7,9 @@
 
 The paper's network with LeCun-normal weights, N_c = 50, m = 5, eta = 0.004, random batch order, label counts granted.
 PSNR by optimal assignment over the batch, and the share of images above 20 dB (CIFAR-100: 19 dB); once with
-reconstructions as they come out of the optimisation, as the authors measure, and once clipped to [0, 1]. ``--run``
-starts clients from a network that a run's server sent out, such as those that `fl-sim reproduce table7` leaves.
+reconstructions as they come out of the optimisation, as the authors measure, and once clipped to [0, 1]; beside them
+what guesses score that are made of other clients' images. ``--run`` starts clients from a network that a run's server
+sent out, such as those that `fl-sim reproduce table7` leaves.
 
 The reference implementation measured, on data similar to FEMNIST's stand-in, 20.8 dB / 58 % at E = 10 (2 clients) and
 18.6 dB / 22 % at E = 1 (4 clients).
@@ -31,6 +32,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from attacker.attack import Attack, OnStep, Progress
+from attacker.baselines import trivial_baselines
 from attacker.observation import Observation
 from attacker.recipes import ATTACKS, FedAvgLeakage
 from attacker.recipes.fedavg_leakage import average_over_epochs
@@ -96,9 +98,19 @@ def measure(attack: Attack, client_id: int, epochs: int, arguments: argparse.Nam
     cpu_seconds = time.process_time() - cpu_started
     raw, clipped = psnr_db(pixels, images), psnr_db(pixels.clamp(0, 1), images)
     counts = [torch.bincount(values, minlength=data.spec.num_classes) for values in (labels, recovered)]
+    mean_image, random_images = trivial_baselines(
+        images,
+        data.others(DATA, client_id, arguments.images),
+        threshold_db=data.threshold_db,
+        generator=generator(SEED, "baselines", client_id),
+    )
     return {
         "epochs": epochs,
         "client": client_id,
+        "mean_image_psnr_db": mean_image.mean_psnr_db,
+        "mean_image_recovered_share": mean_image.recovered_share,
+        "random_images_psnr_db": random_images.mean_psnr_db,
+        "random_images_recovered_share": random_images.recovered_share,
         "psnr_db": raw.mean().item(),
         "recovered_share": (raw > data.threshold_db).double().mean().item(),
         "clipped_psnr_db": clipped.mean().item(),

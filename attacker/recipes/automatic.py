@@ -36,6 +36,8 @@ class Choice:
 class Automatic:
     """Takes `FeatureSpan` or `FedAvgLeakage`, by the model, the number of images and that of local steps.
 
+    Known defenses are not looked at: where one hides the span, `FeatureSpan` goes on without it and says so.
+
     Attributes:
         steps: Adam steps of that attack, in `FeatureSpan` of its coarse part; ``None`` takes what did well.
         label_recovery: A name of LABEL_RECOVERIES, used where the threat model does not grant label counts.

@@ -79,7 +79,8 @@ _ONE_CHANNEL_MANY_STEPS = replace(
 )
 
 # After rounds of small steps the curvature of a network bears no wide ones: five full-batch gradients miss the update
-# many times over. Where it does bear them, these constants are no worse, and dearer (docs/attacks.md).
+# many times over. Where it does bear them, these constants gain on some clients and lose on others, and are dearer
+# (docs/attacks.md).
 _ONE_CHANNEL_STEEP = replace(
     _ONE_CHANNEL,
     learning_rate=0.2,
