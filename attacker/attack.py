@@ -43,15 +43,20 @@ class Progress:
     Attributes:
         step: Counted from 1.
         num_steps: Of the attack.
-        matching_loss: Before the step.
+        loss: The matching loss before the step; on a GPU a tensor () that may not have been computed yet.
         images: Returns the images as they stand, (N, C, H, W), pixels that are not clipped; to be called inside of
             ``on_step`` only, since the optimiser goes on in the same memory. ``None`` where an attack has none to show.
     """
 
     step: int
     num_steps: int
-    matching_loss: float
+    loss: float | Tensor
     images: Callable[[], Tensor] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def matching_loss(self) -> float:
+        """The matching loss before the step; who looks waits for the device, and the attack with them."""
+        return float(self.loss)
 
 
 OnStep = Callable[[Progress], None]

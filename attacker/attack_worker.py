@@ -237,5 +237,6 @@ class StepReporter:
         is_last = progress.step >= progress.num_steps
         if is_last or now - self._last > _SECONDS_BETWEEN_REPORTS:
             self._last = now
-            # Images stay in this process.
-            self._send(TaskProgress(key=self._key, progress=replace(progress, images=None)))
+            # Images and tensors stay in this process.
+            told = replace(progress, loss=progress.matching_loss, images=None)
+            self._send(TaskProgress(key=self._key, progress=told))

@@ -78,10 +78,11 @@ class FaithfulSimulation:
         """The one to take now."""
         return self._candidates[self._rung]
 
-    def tell(self, loss: float) -> None:
+    def tell(self, loss: Tensor) -> None:
         """Have the next call judge where the loss has risen by half: a simulation that no longer follows does that."""
-        self._lowest_loss = min(loss, self._lowest_loss)
-        self._is_due = not loss <= _RISEN * self._lowest_loss
+        seen = loss.item()
+        self._lowest_loss = min(seen, self._lowest_loss)
+        self._is_due = not seen <= _RISEN * self._lowest_loss
 
     def look(self, pixels: Tensor) -> None:
         """Judge anew where a loss asks for it, and at the 2nd, 4th, 8th, ... call: images change ever more slowly."""

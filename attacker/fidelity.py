@@ -30,8 +30,8 @@ class Fidelity(Protocol):
         """Decide by the images so far, (N, C, H, W), for the part that begins."""
         ...
 
-    def tell(self, loss: float) -> None:
-        """Take notice of a matching loss, as simulated now."""
+    def tell(self, loss: Tensor) -> None:
+        """Take notice of a matching loss, shape (), as simulated now."""
         ...
 
 
@@ -71,12 +71,13 @@ class FidelityLadder:
     def judge(self, pixels: Tensor) -> None:
         """Nor here."""
 
-    def tell(self, loss: float) -> None:
+    def tell(self, loss: Tensor) -> None:
         """Take notice of a matching loss, as simulated now; climbs if that is due."""
-        self._lowest.append(min((loss, *self._lowest)))
+        if self._rung + 1 == len(self._simulations):
+            return  # nothing to decide, and to look at the loss is to wait for the device
+        self._lowest.append(min((loss.item(), *self._lowest)))
         is_full = len(self._lowest) == self._lowest.maxlen
         if not is_full or self._lowest[-1] < (1 - self._least_gain) * self._lowest[0]:
             return
-        if self._rung + 1 < len(self._simulations):
-            self._rung += 1
-            self._lowest.clear()  # losses of different simulations do not compare
+        self._rung += 1
+        self._lowest.clear()  # losses of different simulations do not compare

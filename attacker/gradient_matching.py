@@ -8,7 +8,7 @@ without priors is `attacker.lbfgs`.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
@@ -20,6 +20,8 @@ from attacker.schedules import Schedule
 
 Term: TypeAlias = Callable[[Tensor], Tensor]
 
+_STEPS_UNSEEN = 64
+
 
 class Minimised(Protocol):
     """What can be minimised: `Objective`, or something that computes its gradient in a way of its own."""
@@ -28,8 +30,8 @@ class Minimised(Protocol):
         """Return the distance between the simulated and the observed update, shape ()."""
         ...
 
-    def gradient(self, variables: Tensor, /, *, factor: float, step: int) -> tuple[float, Tensor]:
-        """Return the matching loss, and the gradient of ``factor * matching + priors``, shaped as the variables.
+    def gradient(self, variables: Tensor, /, *, factor: float, step: int) -> tuple[Tensor, Tensor]:
+        """Return the matching loss, (), and the gradient of ``factor * matching + priors``, shaped as the variables.
 
         Args:
             variables: z; requires a gradient.
@@ -56,11 +58,11 @@ class Objective:
         terms = [weight * term(variables) for weight, term in self.priors if weight]
         return torch.stack(terms).sum() if terms else variables.new_zeros(())
 
-    def gradient(self, variables: Tensor, *, factor: float, step: int) -> tuple[float, Tensor]:
+    def gradient(self, variables: Tensor, *, factor: float, step: int) -> tuple[Tensor, Tensor]:
         """See `Minimised`."""
         matching = self.matching(variables)
         (gradient,) = torch.autograd.grad(factor * matching + self.prior(variables), variables)
-        return matching.item(), gradient
+        return matching.detach(), gradient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +110,8 @@ def minimise(
 ) -> Optimum:
     """Run the search.
 
-    The host waits for the device once in each step, for the number that ``on_step`` reports.
+    The host does not wait for a GPU within the loop, but for whoever looks at the loss that ``on_step`` is told, and
+    once in some steps to see whether it still is finite.
 
     Args:
         objective: What is minimised.
@@ -123,17 +126,15 @@ def minimise(
         Yin et al., GradInversion, CVPR 2021, Sec. 3 (noise on the pixels).
     """
     variables = start.detach().clone().requires_grad_()
-    optimizer = torch.optim.Adam([variables])
-    best, best_loss = start.detach().clone(), math.inf
-    losses: list[float] = []
+    # Fused, a step of Adam is one operation for a GPU instead of a dozen small ones.
+    optimizer = torch.optim.Adam([variables], fused=variables.is_cuda)
+    track = _Track(start.detach(), search.steps)
     outcome = Outcome.FINISHED
     for step in range(search.steps):
         loss, gradient = objective.gradient(variables, factor=search.matching_factor(step), step=step)
-        losses.append(loss)
-        if not math.isfinite(losses[-1]):
-            return _optimum(best, best_loss, losses, Outcome.NON_FINITE)
-        if losses[-1] < best_loss:
-            best, best_loss = variables.detach().clone(), losses[-1]
+        track.note(variables.detach(), loss)
+        if track.is_seen_to_end:
+            break
         variables.grad = gradient.sign() if search.signed else gradient
         optimizer.param_groups[0]["lr"] = search.learning_rate(step)
         optimizer.step()
@@ -145,18 +146,63 @@ def minimise(
                 variables.clamp_(*search.box)
         images = None if to_pixels is None else partial(to_pixels, variables.detach())
         try:
-            on_step(Progress(step=step + 1, num_steps=search.steps, matching_loss=losses[-1], images=images))
+            on_step(Progress(step=step + 1, num_steps=search.steps, loss=track.losses[step], images=images))
         except StopAttackError:
             outcome = Outcome.STOPPED
             break
+    losses, best_loss = track.finite_losses(), track.best_loss.item()
+    best = Optimum(variables=track.best, matching_loss=best_loss, losses=losses, outcome=outcome)
+    if track.has_ended:
+        return replace(best, outcome=Outcome.NON_FINITE)
     with torch.no_grad():
         last, last_loss = variables.detach(), objective.matching(variables.detach()).item()
     if not math.isfinite(last_loss):
-        return _optimum(best, best_loss, losses, Outcome.NON_FINITE)
+        return replace(best, outcome=Outcome.NON_FINITE)
     if search.keep == "best" and best_loss < last_loss:
-        return _optimum(best, best_loss, losses, outcome)
-    return _optimum(last, last_loss, losses, outcome)
+        return best
+    return replace(best, variables=last, matching_loss=last_loss)
 
 
-def _optimum(variables: Tensor, matching_loss: float, losses: list[float], outcome: Outcome) -> Optimum:
-    return Optimum(variables=variables, matching_loss=matching_loss, losses=torch.tensor(losses), outcome=outcome)
+def is_free_to_look_at(tensor: Tensor) -> bool:
+    """Say whether the host sees a tensor's values without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
+class _Track:
+    """Losses and best variables of a search, kept on its device so that nobody has to wait for them.
+
+    Attributes:
+        losses: (T,), the matching loss before each step; NaN for those to come.
+        best: The variables of the lowest loss; after one that was not finite all that follow are not either.
+        best_loss: That loss, shape (); infinite if none was finite.
+    """
+
+    def __init__(self, start: Tensor, num_steps: int) -> None:
+        self.losses = start.new_full((num_steps,), math.nan)
+        self.best = start.clone()
+        self.best_loss = start.new_full((), math.inf)
+        self._num_steps = 0
+
+    def note(self, variables: Tensor, loss: Tensor) -> None:
+        """Take notice of a step."""
+        self.losses[self._num_steps] = loss
+        self._num_steps += 1
+        is_best = loss < self.best_loss
+        self.best = torch.where(is_best, variables, self.best)
+        self.best_loss = torch.where(is_best, loss, self.best_loss)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether a loss was not finite."""
+        return not self.losses[: self._num_steps].isfinite().all()
+
+    @property
+    def is_seen_to_end(self) -> bool:
+        """The same, late on a GPU: it is looked at where that costs nothing, elsewhere now and then."""
+        return (is_free_to_look_at(self.losses) or not self._num_steps % _STEPS_UNSEEN) and self.has_ended
+
+    def finite_losses(self) -> Tensor:
+        """Return the losses so far on the CPU; the last is the first that was not finite, if there is one."""
+        losses = self.losses[: self._num_steps].cpu()
+        ends = (~losses.isfinite()).nonzero()
+        return losses[: int(ends[0]) + 1] if len(ends) else losses

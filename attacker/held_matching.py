@@ -21,7 +21,7 @@ class HeldMatching:
         prior: Callable[[Tensor, int], Tensor],
         *,
         hold: int,
-        on_loss: Callable[[float], None] | None = None,
+        on_loss: Callable[[Tensor], None] | None = None,
     ) -> None:
         """Keep the terms.
 
@@ -29,20 +29,20 @@ class HeldMatching:
             matching: Distance between the simulated and the observed update, shape ().
             prior: What is added, shape (), at a step counted from 0.
             hold: Steps for which a gradient of the matching term serves, >= 1.
-            on_loss: Told the matching loss each time that its gradient was taken.
+            on_loss: Told the matching loss, shape (), each time that its gradient was taken.
         """
         self.matching = matching
         self._prior = prior
         self._hold = hold
         self._on_loss = on_loss
-        self._held: tuple[float, Tensor] | None = None
+        self._held: tuple[Tensor, Tensor] | None = None
 
-    def gradient(self, variables: Tensor, *, factor: float, step: int) -> tuple[float, Tensor]:
+    def gradient(self, variables: Tensor, *, factor: float, step: int) -> tuple[Tensor, Tensor]:
         """See `attacker.gradient_matching.Minimised`; the loss is the one at which the held gradient was taken."""
         if self._held is None or step % self._hold == 0:
             matching = self.matching(variables)
             (gradient,) = torch.autograd.grad(matching, variables)
-            self._held = matching.item(), gradient
+            self._held = matching.detach(), gradient
             if self._on_loss is not None:
                 self._on_loss(self._held[0])
         loss, held = self._held

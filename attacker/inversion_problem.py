@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from attacker.adaptation import Adaptation, adaptation
 from attacker.adaptation.link import Client
+from attacker.client_simulation import ClientSimulation
+from attacker.company import company
 from attacker.distances import Distance, cosine_distance, relative_squared_l2
 from attacker.graph_memory import GraphPlan, graph_bytes, memory_budget, plan_graph
-from attacker.joint_simulation import ClientSimulation, company
+from attacker.joint_terms import JointTerm
 from attacker.labels import LABEL_RECOVERIES
 from attacker.local_steps import Simulation, held_steps
 from attacker.local_update import simulate_local_update
@@ -145,13 +147,53 @@ class InversionProblem:
             images_at_once: Holds memory down, see `simulate_local_update`.
             whole_graph: Calls the model for each gradient only once, for those who watch its layers.
         """
+        simulations = self._simulations(pixels, simulation, labels, orders, images_at_once, whole_graph=whole_graph)
+        others = None if whole_graph or len(self.members) > 1 else company()
+        gradients = [own.alone() if others is None else others.simulate(own) for own in simulations]
+        if len(gradients) == 1:
+            return gradients[0] if self.adaptation is None else self.adaptation.follow(gradients[0])
+        # Each is the mean over the client's own steps; the update adds up steps.
+        weights = [size * self.recipe.steps(size) / (self.num_images * self.num_steps) for size in self.members]
+        return weighted_sum(gradients, weights)
+
+    def matching(
+        self, pixels: Tensor, simulation: Simulation, distance: JointTerm, *, images_at_once: int | None = None
+    ) -> Tensor:
+        """Return the distance, shape (), of a client with these images, or of several clients, from what was observed.
+
+        The same as the distance of what `simulate` returns; in company, both are computed with those of others.
+
+        Args:
+            pixels: (N, C, H, W), or (E, N, C, H, W).
+            simulation: As for `simulate`.
+            distance: Of mean gradients, by name, as variables.
+            images_at_once: As for `simulate`.
+        """
+        others = company()
+        is_wanted = pixels.requires_grad and torch.is_grad_enabled()
+        if others is None or not is_wanted or len(self.members) > 1 or self.adaptation is not None:
+            return distance.alone(self.simulate(pixels, simulation, images_at_once=images_at_once))
+        (own,) = self._simulations(pixels, simulation, None, None, images_at_once)
+        return others.matching(own, distance)
+
+    def _simulations(
+        self,
+        pixels: Tensor,
+        simulation: Simulation,
+        labels: Tensor | None,
+        orders: Sequence[Tensor] | None,
+        images_at_once: int | None,
+        *,
+        whole_graph: bool = False,
+    ) -> list[ClientSimulation]:
+        """Return the local training of each client; arguments as for `simulate`."""
         plan = None
         if pixels.requires_grad and torch.is_grad_enabled() and not whole_graph:
             plan = self._graph_plan(pixels, simulation, images_at_once)
         own_images = pixels.split(self.members, dim=-4)
         own_labels = (self.labels if labels is None else labels).split(self.members)
         own_orders = [self.order] * len(self.members) if orders is None else orders
-        simulations = [
+        return [
             ClientSimulation(
                 model=self.model,
                 parameters=self.parameters,
@@ -167,13 +209,6 @@ class InversionProblem:
             )
             for images, attributed, order in zip(own_images, own_labels, own_orders, strict=True)
         ]
-        others = None if whole_graph or len(self.members) > 1 else company()
-        gradients = [own.alone() if others is None else others.simulate(own) for own in simulations]
-        if len(gradients) == 1:
-            return gradients[0] if self.adaptation is None else self.adaptation.follow(gradients[0])
-        # Each is the mean over the client's own steps; the update adds up steps.
-        weights = [size * self.recipe.steps(size) / (self.num_images * self.num_steps) for size in self.members]
-        return weighted_sum(gradients, weights)
 
     def _graph_plan(self, pixels: Tensor, simulation: Simulation, images_at_once: int | None) -> GraphPlan:
         """Return the plan for the largest client, measured on its first gradient."""

@@ -3,90 +3,30 @@
     attack b:  u_b = simulate(x_b) ... loss_b(u_b) ... dloss_b/dx_b        b = 1..B, in lockstep
     together:  (u_1..u_B) = simulate_many(x_1..x_B),    (x_1_bar..x_B_bar) = its adjoint of (u_1_bar..u_B_bar)
 
-An attack is written for one observation and knows nothing of it: `InversionProblem.simulate` looks whether its attack
-has company. The first time that several ask for the same, a step is timed both ways; from then on the cheaper is taken.
+Where the losses are of one kind, they are in the batch too. The first time that several ask for the same, a step is
+timed both ways; from then on the cheaper is taken, for the terms beside the simulation as well. The attacks' side of it
+is `attacker.company`.
 """
 
 import time
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, cast
+from typing import Protocol, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch import Tensor
 
 from attacker.attack import OnStep, Progress, StopAttackError
-from attacker.gradient_clipping import GradientClipping
+from attacker.client_simulation import ClientSimulation
 from attacker.graph_memory import GraphPlan, memory_budget
-from attacker.local_steps import Simulation
-from attacker.local_update import simulate_local_update
-from attacker.lockstep import Ask
+from attacker.joint_terms import JointTerm, Stacks, TermAt, Valued, valued, values_and_gradients, values_of
 from attacker.many_local_updates import simulate_many_local_updates
-from fl_sim.parameters import Parameters
-from fl_sim.records import LocalTraining
 
 # A batch holds the graphs of all at once, and a smaller gain is within what two measurements of the same differ by.
 _WORTH_IT = 0.8
 
 _ENOUGH_SECONDS = 3.0
 _MOST_ROUNDS = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClientSimulation:
-    """What `simulate_local_update` is to compute for one client; the attributes are its arguments.
-
-    Attributes:
-        plan: How the graph is held; ``None`` where none by the images is wanted.
-    """
-
-    model: nn.Module
-    parameters: Parameters
-    buffers: Mapping[str, Tensor]
-    images: Tensor
-    labels: Tensor
-    recipe: LocalTraining
-    simulation: Simulation
-    order: Tensor | None
-    images_at_once: int | None
-    clipping: GradientClipping | None
-    plan: GraphPlan | None
-
-    @property
-    def has_place_in_batch(self) -> bool:
-        """Whether a batch could compute it: as a whole, and with constant labels."""
-        return self.images_at_once is None and not self.labels.requires_grad
-
-    @property
-    def kind(self) -> Hashable:
-        """What must agree for one batch; the architecture agrees by `attacker.together`."""
-        return (
-            self.recipe,
-            self.simulation,
-            self.clipping,
-            self.order is None,
-            self.plan is None,
-            *((tensor.shape, tensor.dtype, tensor.device) for tensor in (self.images, self.labels)),
-        )
-
-    def alone(self) -> dict[str, Tensor]:
-        """Return the mean gradient, of this client alone."""
-        return simulate_local_update(
-            self.model,
-            self.parameters,
-            self.buffers,
-            self.images,
-            self.labels,
-            self.recipe,
-            simulation=self.simulation,
-            order=self.order,
-            images_at_once=self.images_at_once,
-            segment_length=None if self.plan is None else self.plan.segment_length,
-            clipping=self.clipping,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +74,7 @@ class _Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """One client's part of a batch."""
 
     batch: _Batch
@@ -142,15 +82,41 @@ class _Place:
 
 
 @dataclass(frozen=True, slots=True)
-class _Adjoint:
+class Adjoint:
     """Asks for the derivative by the images, given that by each tensor of the update."""
 
-    place: _Place
+    place: Place
     outer: tuple[Tensor, ...]
 
+    @property
+    def kind(self) -> Hashable:
+        """What must agree to be answered together."""
+        return id(self.place.batch)
 
-_Question: TypeAlias = ClientSimulation | _Adjoint | Progress
-_Answer: TypeAlias = _Place | Tensor | StopAttackError | None
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matching:
+    """Asks for the distance of a simulated update and its derivative by the images."""
+
+    simulation: ClientSimulation
+    distance: JointTerm
+
+    @property
+    def kind(self) -> Hashable:
+        """What must agree for one batch."""
+        return self.simulation.kind, self.distance.kind
+
+
+Question: TypeAlias = Progress | Adjoint | TermAt | Matching | ClientSimulation
+Answer: TypeAlias = Place | Tensor | Valued | StopAttackError | None
+
+
+class _OfKind(Protocol):
+    @property
+    def kind(self) -> Hashable: ...
+
+
+Asked = TypeVar("Asked", bound=_OfKind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,34 +126,48 @@ class JointSimulation:
     Attributes:
         on_step: Told about each step of each attack, in the thread of whoever runs them.
         choices: What was measured, by kind of simulation, in the order of measurement. The few simulations without a
-            derivative follow the last choice that was made for those with one.
+            derivative, and the terms beside them, follow the last choice that was made for those with one.
+        stacks: What the attacks do not change from step to step.
     """
 
     on_step: OnStep
     choices: dict[Hashable, Choice] = field(default_factory=dict[Hashable, Choice])
+    stacks: Stacks = field(default_factory=Stacks, repr=False)
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """How the steps of the optimisation were computed."""
         return tuple(str(choice) for choice in self.choices.values())
 
+    @property
+    def is_together(self) -> bool:
+        """Whether what is not measured by itself is computed together."""
+        return bool(self.choices) and list(self.choices.values())[-1].is_together
+
     def is_alone(self, own: ClientSimulation) -> bool:
         """Say whether it is known that such simulations are not worth waiting for one another."""
         if own.plan is None:
-            return not (self.choices and list(self.choices.values())[-1].is_together)
+            return not self.is_together
         choice = self.choices.get(own.kind)
         return choice is not None and not choice.is_together
 
-    def answer(self, questions: Mapping[int, _Question]) -> dict[int, _Answer]:
-        """Answer all that needs no company first, so that those who are behind catch up; then the simulations."""
+    def answer(self, questions: Mapping[int, Question]) -> dict[int, Answer]:
+        """Answer all that needs no company first, so that those who are behind catch up; then what is least work."""
         steps = {index: own for index, own in questions.items() if isinstance(own, Progress)}
         if steps:
             return {index: self._told(own) for index, own in steps.items()}
-        adjoints = {index: own for index, own in questions.items() if isinstance(own, _Adjoint)}
-        if adjoints:
-            return {index: found for group in _by_batch(adjoints) for index, found in _derivatives(group).items()}
-        simulations = {index: own for index, own in questions.items() if isinstance(own, ClientSimulation)}
-        return {index: place for group in _by_kind(simulations) for index, place in self._places(group).items()}
+        found: dict[int, Answer] = {}
+        for adjoints in _grouped(questions, Adjoint):
+            found |= _derivatives(adjoints)
+        if not found:
+            for terms in _grouped(questions, TermAt):
+                found |= self._terms(terms)
+        if not found:
+            for matchings in _grouped(questions, Matching):
+                found |= self._matchings(matchings)
+            for simulations in _grouped(questions, ClientSimulation):
+                found |= self._places(simulations)
+        return found
 
     def _told(self, progress: Progress) -> StopAttackError | None:
         try:
@@ -196,101 +176,90 @@ class JointSimulation:
             return stop
         return None
 
-    def _places(self, group: Mapping[int, ClientSimulation]) -> dict[int, _Answer]:
+    def _terms(self, group: Mapping[int, TermAt]) -> dict[int, Answer]:
+        """Return each attack's term and its gradient, or ``None`` for the only one of its kind."""
+        if len(group) == 1:
+            return dict.fromkeys(group)
+        return dict(zip(group, values_and_gradients(list(group.values()), self.stacks), strict=True))
+
+    def _matchings(self, group: Mapping[int, Matching]) -> dict[int, Answer]:
+        """Return each client's distance and its gradient, or ``None`` for those that compute alone."""
+        clients = [own.simulation for own in group.values()]
+        plan = self._joint_plan(clients)
+        if plan is None:
+            return dict.fromkeys(group)
+        batch = self._batch(clients, plan)
+        with torch.enable_grad():
+            distances = values_of([own.distance for own in group.values()], batch.updates, self.stacks)
+        (gradients,) = torch.autograd.grad(distances.sum(), batch.images)
+        return dict(zip(group, valued(distances, gradients), strict=True))
+
+    def _places(self, group: Mapping[int, ClientSimulation]) -> dict[int, Answer]:
         """Return each client's place in one batch, or ``None`` for those that compute alone."""
         clients = list(group.values())
-        first = clients[0]
-        if first.plan is not None and first.kind not in self.choices and len(clients) > 1:
-            self.choices[first.kind] = _measured(clients, first.plan)
-        if len(clients) == 1 or self.is_alone(first):
+        plan = self._joint_plan(clients)
+        if plan is None and (clients[0].plan is not None or len(clients) == 1 or self.is_alone(clients[0])):
             return dict.fromkeys(group)
-        batch = _batch(clients, None if first.plan is None else self.choices[first.kind].plan)
-        return {index: _Place(batch, position) for position, index in enumerate(group)}
+        batch = self._batch(clients, plan)
+        return {index: Place(batch, position) for position, index in enumerate(group)}
 
+    def _joint_plan(self, clients: Sequence[ClientSimulation]) -> GraphPlan | None:
+        """Return how the graph of clients of one kind is held, measured if it has not been; ``None`` if there is none.
 
-@dataclass(frozen=True, slots=True)
-class Company:
-    """What an attack that runs in lockstep has: others to be computed with."""
+        There is none where no derivative is wanted, and where each computes alone.
+        """
+        first = clients[0]
+        if first.plan is None or len(clients) == 1:
+            return None
+        if first.kind not in self.choices:
+            self.choices[first.kind] = self._measured(clients, first.plan)
+        choice = self.choices[first.kind]
+        return choice.plan if choice.is_together else None
 
-    ask: Ask[_Question, _Answer]
-    joint: JointSimulation
+    def _batch(self, clients: Sequence[ClientSimulation], plan: GraphPlan | None) -> _Batch:
+        first = clients[0]
+        images = torch.stack([own.images for own in clients]).requires_grad_(plan is not None)
+        orders = [own.order for own in clients if own.order is not None]
+        with torch.set_grad_enabled(plan is not None):
+            updates = simulate_many_local_updates(
+                first.model,
+                self.stacks.stacked("parameters", [own.parameters for own in clients]),
+                self.stacks.stacked("buffers", [own.buffers for own in clients]),
+                images,
+                torch.stack([own.labels for own in clients]),
+                first.recipe,
+                simulation=first.simulation,
+                orders=torch.stack(orders) if orders else None,
+                segment_length=None if plan is None else plan.segment_length,
+                clipping=first.clipping,
+            )
+        return _Batch(images=images, updates=updates, waiting=set(range(len(clients))))
 
-    def simulate(self, own: ClientSimulation) -> dict[str, Tensor]:
-        """Return the mean gradient, differentiable once by the images."""
-        place = None
-        if own.has_place_in_batch and not self.joint.is_alone(own):
-            place = self.ask(replace(own, images=own.images.detach()))
-        if not isinstance(place, _Place):
-            return own.alone()
-        if own.plan is None:
-            return {name: tensor[place.position] for name, tensor in place.batch.updates.items()}
-        updates = cast(tuple[Tensor, ...], _OfBatch.apply(self.ask, place, own.images))  # type: ignore[no-untyped-call]
-        return dict(zip(place.batch.updates, updates, strict=True))
+    def _measured(self, clients: Sequence[ClientSimulation], plan: GraphPlan) -> Choice:
+        """Time a step of all clients as one batch, and of the first one alone, whose plan is given."""
+        device = clients[0].images.device
+        plan = plan.of_several(len(clients), memory_budget(device))
 
-    def on_step(self, progress: Progress) -> None:
-        """Hand a step to whoever watches, in their thread."""
-        answer = self.ask(progress)
-        if isinstance(answer, StopAttackError):
-            raise answer
+        def together() -> None:
+            batch = self._batch(clients, plan)
+            updates = list(batch.updates.values())
+            torch.autograd.grad(updates, batch.images, updates)
 
+        def alone() -> None:
+            images = clients[0].images.clone().requires_grad_()
+            update = list(replace(clients[0], images=images).alone().values())
+            torch.autograd.grad(update, images, update)
 
-_COMPANY: ContextVar[Company | None] = ContextVar("company", default=None)
-
-
-def company() -> Company | None:
-    """Return whom the running attack can be computed with; ``None`` for an attack on its own."""
-    return _COMPANY.get()
-
-
-@contextmanager
-def in_company(own: Company) -> Generator[None]:
-    """Let simulations inside be computed with those of others."""
-    token = _COMPANY.set(own)
-    # OpenMP counts by thread, and a new one would take all cores.
-    torch.set_num_threads(torch.get_num_threads())
-    try:
-        # An adjoint waits for those of the others, which the one thread that autograd has for a GPU could not.
-        with torch.autograd.set_multithreading_enabled(False):
-            yield
-    finally:
-        _COMPANY.reset(token)
-
-
-class _OfBatch(torch.autograd.Function):
-    @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, ask: Ask[_Question, _Answer], place: _Place, images: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.ask, ctx.place = ask, place
-        return tuple(tensor[place.position].detach() for tensor in place.batch.updates.values())
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return None, None, ctx.ask(_Adjoint(ctx.place, outer))
-
-
-def _batch(clients: Sequence[ClientSimulation], plan: GraphPlan | None) -> _Batch:
-    first = clients[0]
-    images = torch.stack([own.images for own in clients]).requires_grad_(plan is not None)
-    orders = [own.order for own in clients if own.order is not None]
-    with torch.set_grad_enabled(plan is not None):
-        updates = simulate_many_local_updates(
-            first.model,
-            {name: torch.stack([own.parameters[name] for own in clients]) for name in first.parameters},
-            {name: torch.stack([own.buffers[name] for own in clients]) for name in first.buffers},
-            images,
-            torch.stack([own.labels for own in clients]),
-            first.recipe,
-            simulation=first.simulation,
-            orders=torch.stack(orders) if orders else None,
-            segment_length=None if plan is None else plan.segment_length,
-            clipping=first.clipping,
+        of_all, of_one = _fastest((together, alone), device)
+        return Choice(
+            clients=len(clients),
+            seconds_together=of_all,
+            seconds_alone=len(clients) * of_one,
+            plan=plan,
         )
-    return _Batch(images=images, updates=updates, waiting=set(range(len(clients))))
 
 
-def _derivatives(group: Mapping[int, _Adjoint]) -> dict[int, _Answer]:
+def _derivatives(group: Mapping[int, Adjoint]) -> dict[int, Answer]:
     """Return the derivatives by the images of those who ask; the others of their batch may ask later."""
     adjoints = list(group.values())
     batch = adjoints[0].place.batch
@@ -304,42 +273,13 @@ def _derivatives(group: Mapping[int, _Adjoint]) -> dict[int, _Answer]:
     return {index: found[own.place.position] for index, own in group.items()}
 
 
-def _by_kind(simulations: Mapping[int, ClientSimulation]) -> list[dict[int, ClientSimulation]]:
-    groups: dict[Hashable, dict[int, ClientSimulation]] = {}
-    for index, own in simulations.items():
-        groups.setdefault(own.kind, {})[index] = own
+def _grouped(questions: Mapping[int, Question], asked: type[Asked]) -> list[dict[int, Asked]]:
+    """Return the questions of a type, in groups of one kind."""
+    groups: dict[Hashable, dict[int, Asked]] = {}
+    for index, own in questions.items():
+        if isinstance(own, asked):
+            groups.setdefault(own.kind, {})[index] = own
     return list(groups.values())
-
-
-def _by_batch(adjoints: Mapping[int, _Adjoint]) -> list[dict[int, _Adjoint]]:
-    groups: dict[int, dict[int, _Adjoint]] = {}
-    for index, own in adjoints.items():
-        groups.setdefault(id(own.place.batch), {})[index] = own
-    return list(groups.values())
-
-
-def _measured(clients: Sequence[ClientSimulation], plan: GraphPlan) -> Choice:
-    """Time a step of all clients as one batch, and of the first one alone, whose plan is given."""
-    device = clients[0].images.device
-    plan = plan.of_several(len(clients), memory_budget(device))
-
-    def together() -> None:
-        batch = _batch(clients, plan)
-        updates = list(batch.updates.values())
-        torch.autograd.grad(updates, batch.images, updates)
-
-    def alone() -> None:
-        images = clients[0].images.clone().requires_grad_()
-        update = list(replace(clients[0], images=images).alone().values())
-        torch.autograd.grad(update, images, update)
-
-    of_all, of_one = _fastest((together, alone), device)
-    return Choice(
-        clients=len(clients),
-        seconds_together=of_all,
-        seconds_alone=len(clients) * of_one,
-        plan=plan,
-    )
 
 
 def _fastest(steps: Sequence[Callable[[], None]], device: torch.device) -> list[float]:

@@ -88,7 +88,7 @@ def minimise_lbfgs(
             break
         images = None if to_pixels is None else partial(to_pixels, variables.detach())
         try:
-            on_step(Progress(step=step + 1, num_steps=search.steps, matching_loss=losses[-1], images=images))
+            on_step(Progress(step=step + 1, num_steps=search.steps, loss=losses[-1], images=images))
         except StopAttackError:
             outcome = Outcome.STOPPED
             break

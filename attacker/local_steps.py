@@ -13,9 +13,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Literal, TypeAlias
 
-import torch
 from torch import Tensor
 
 from fl_sim.records import LocalTraining
@@ -92,8 +92,10 @@ def _euler(num_gradients: int, recipe: LocalTraining, num_images: int) -> tuple[
     if num_gradients < 1:
         raise ValueError(f"simulation must hold at least 1 full-batch gradient, got {num_gradients}")
     # The U steps in k shares that differ by one at most; more gradients than steps make no sense.
-    edges = torch.linspace(0, recipe.steps(num_images), num_gradients + 1).round().long().diff()
-    return tuple(HeldStep(epoch=0, chosen=slice(None), num_steps=int(share)) for share in edges if share)
+    num_steps = recipe.steps(num_images)
+    edges = [round(num_steps * part / num_gradients) for part in range(num_gradients + 1)]
+    shares = [end - start for start, end in pairwise(edges)]
+    return tuple(HeldStep(epoch=0, chosen=slice(None), num_steps=share) for share in shares if share)
 
 
 SIMULATIONS: Table[Callable[[LocalTraining, int, Tensor | None], tuple[HeldStep, ...]]] = Table(

@@ -51,13 +51,13 @@ class SnapshotWriter:
         """
         self._path = folder / _FILE_NAME
         self._on_step = on_step
-        self._losses: list[float] = []
+        self._losses: list[float | Tensor] = []
         self._last: float | None = None
 
     def __call__(self, progress: Progress) -> None:
         """Pass a step on, and write it down unless the last snapshot is fresh or there is nothing to see."""
         self._on_step(progress)
-        self._losses.append(progress.matching_loss)
+        self._losses.append(progress.loss)
         now = time.monotonic()
         if progress.images is None or (self._last is not None and now - self._last < _SECONDS_BETWEEN_SNAPSHOTS):
             return
@@ -70,7 +70,7 @@ class SnapshotWriter:
                 self._path,
                 {
                     "images": (pixels * 255.0).round().to(torch.uint8),
-                    "losses": torch.tensor(self._losses),
+                    "losses": torch.tensor([float(loss) for loss in self._losses]),
                     "steps": torch.tensor([progress.step, progress.num_steps]),
                 },
             )

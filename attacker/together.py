@@ -1,7 +1,7 @@
 """One attack on several observations, or several times on one, side by side in one process.
 
 Each attack runs as if it were alone, in lockstep with the others; the simulations of all are computed as one batch
-where that is cheaper, see `attacker.joint_simulation`. What comes out equals one by one to rounding.
+where that is cheaper, see `attacker.company`. What comes out equals one by one to rounding.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from attacker.attack import Attack, OnStep, Reconstruction, ignore_progress
-from attacker.joint_simulation import Company, JointSimulation, in_company
+from attacker.company import Company, in_company
+from attacker.joint_simulation import JointSimulation
 from attacker.lockstep import Ask, run_in_lockstep
 from attacker.observation import Observation
 from attacker.placement import device_of

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 
-def feature_volume(features: Tensor, *, floor: float) -> Tensor:
+def feature_volume(features: Tensor, *, floor: float | Tensor) -> Tensor:
     """Return mean_i max(0, log(floor / r_i)): by how much features are explained by the others.
 
     Args:
         features: (N, F), h_i.
-        floor: What an image's own share should be at least, in (0, 1], see `typical_share`.
+        floor: What an image's own share should be at least, shape (), in (0, 1], see `typical_share`.
 
     Returns:
         Shape (), >= 0.
@@ -38,15 +38,16 @@ def own_shares(features: Tensor) -> Tensor:
     unit = torch.nn.functional.normalize(features.double(), dim=1)
     gram = unit @ unit.T
     jitter = 1e-9 * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return 1 / torch.linalg.inv(gram + jitter).diagonal()
+    # Not inv, which has the host wait for the device to say whether there is an inverse; the jitter sees to that.
+    return 1 / torch.linalg.inv_ex(gram + jitter).inverse.diagonal()
 
 
-def typical_share(features: Tensor) -> float:
-    """Return the median of r, a number that no gradient flows through.
+def typical_share(features: Tensor) -> Tensor:
+    """Return the median of r, float64 of shape (), that no gradient flows through.
 
     Of an even number the upper one: a pair of copies among four images is not what is typical.
 
     Args:
         features: (N, F), h_i.
     """
-    return own_shares(features.detach()).quantile(0.5, interpolation="higher").item()
+    return own_shares(features.detach()).sort().values[len(features) // 2]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from attacker.attack import OnStep, Outcome, Progress, Reconstruction, ignore_progress
+from attacker.company import evaluate
 from attacker.contrast import full_contrast
 from attacker.faithful_simulation import FaithfulSimulation
 from attacker.fidelity import Fidelity, FidelityLadder
@@ -26,13 +27,11 @@ from attacker.image_span import ImageSpan, NoSpan, image_span
 from attacker.inversion_problem import InversionProblem, inversion_problem
 from attacker.local_steps import Simulation
 from attacker.observation import Observation
-from attacker.order_noise import layer_weighted_vector, no_order_noise, sample_order_noise
-from attacker.priors.feature_volume import feature_volume, typical_share
-from attacker.priors.pixel_box import pixel_box
-from attacker.priors.quadratic_variation import quadratic_variation
+from attacker.order_noise import OrderNoise, layer_weighted_vector, no_order_noise, sample_order_noise
 from attacker.recipes.ranges import check_at_least_one, check_not_negative, check_positive
 from attacker.recipes.reconstruction import reconstruction
 from attacker.recipes.span_constants import MOST_REPAIR_STEPS, SpanConstants, span_constants
+from attacker.recipes.span_terms import Weights, matching_term, prior_term
 from attacker.schedules import CosineDecay, GeometricRamp, Schedule
 from attacker.wrappers import BestOf
 
@@ -322,7 +321,13 @@ class _Run:
         self._fidelity = _fidelity(attack, constants, problem, generator)
         self._optima: list[Optimum] = []
         self.images = attack.start(problem, generator)
-        self.noise = no_order_noise(layer_weighted_vector(problem.observed))
+        self._weights = Weights(
+            quadratic_variation=constants.quadratic_variation,
+            pixel_box=constants.pixel_box,
+            feature_volume=attack.feature_volume,
+            least_volume=attack.least_volume,
+        )
+        self._read_by(no_order_noise(layer_weighted_vector(problem.observed)))
 
     @property
     def is_over(self) -> bool:
@@ -347,14 +352,12 @@ class _Run:
 
     def matching(self, pixels: Tensor) -> Tensor:
         """Return the matching term of pixels (N, C, H, W), without its factor, shape ()."""
-        simulated = layer_weighted_vector(self._problem.simulate(pixels, self._fidelity.simulation))
-        observed = layer_weighted_vector(self._problem.observed)
-        return self.noise.squared_distance(observed - simulated) / observed.square().sum()
+        return self._problem.matching(pixels, self._fidelity.simulation, self._distance)
 
     def search(self, part: _Part, moving: Tensor | None = None) -> None:
         """Search the images, or those of them that move, (M,), int64."""
-        attack, problem, span, others = self._attack, self._problem, self._span, self.images
-        smoothness, box = self._constants.quadratic_variation, self._constants.pixel_box
+        attack, problem, others = self._attack, self._problem, self.images
+        priors = prior_term(problem, self._span, self._weights, others, moving)
 
         def images(variables: Tensor) -> Tensor:
             return variables if moving is None else others.index_copy(0, moving, variables)
@@ -366,12 +369,7 @@ class _Run:
             return self.matching(pixels)
 
         def prior(variables: Tensor, step: int) -> Tensor:
-            smooth = smoothness * quadratic_variation(variables) + box * pixel_box(problem.to_pixels(variables))
-            if isinstance(span, NoSpan):
-                return smooth
-            features = span.features(problem.to_pixels(images(variables)))
-            volume = feature_volume(features, floor=attack.least_volume * typical_share(features))
-            return smooth + part.span(step) * (span.prior(features) + attack.feature_volume * volume)
+            return evaluate(priors, variables, part.span(step))
 
         def report(progress: Progress) -> None:
             self._on_step(replace(progress, step=part.first + progress.step, num_steps=attack.num_steps))
@@ -423,14 +421,20 @@ class _Run:
         pixels = self._problem.to_pixels(self.images).clamp(0.0, 1.0)
         self._fidelity.judge(pixels)
         if self._attack.orders:
-            self.noise = sample_order_noise(
-                self._problem,
-                pixels,
-                self._fidelity.simulation,
-                num_orders=self._attack.orders,
-                floor=self._attack.order_floor,
-                generator=self._generator,
+            self._read_by(
+                sample_order_noise(
+                    self._problem,
+                    pixels,
+                    self._fidelity.simulation,
+                    num_orders=self._attack.orders,
+                    floor=self._attack.order_floor,
+                    generator=self._generator,
+                )
             )
+
+    def _read_by(self, noise: OrderNoise) -> None:
+        self.noise = noise
+        self._distance = matching_term(self._problem, noise)
 
     def _doubtful(self) -> list[int]:
         """Return which images to search anew: half of them at most, as the others have to vouch for them."""

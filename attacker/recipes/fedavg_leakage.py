@@ -8,7 +8,7 @@ knows no scale and has no such factor.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Literal
@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from attacker.attack import OnStep, Reconstruction, ignore_progress
+from attacker.company import evaluate
 from attacker.distances import DISTANCES
-from attacker.gradient_matching import Objective, Optimum, Search, Term, minimise
+from attacker.gradient_matching import Objective, Optimum, Search, minimise
 from attacker.inversion_problem import InversionProblem, inversion_problem
+from attacker.joint_terms import JointTerm
 from attacker.local_steps import Simulation
 from attacker.matching import match_and_average
 from attacker.observation import Observation
@@ -34,6 +36,7 @@ from attacker.recipes.leakage_constants import (
     resolve_preset,
 )
 from attacker.recipes.matching_scale import MATCHING_SCALES, MatchingScale
+from attacker.recipes.matching_term import matching_term
 from attacker.recipes.ranges import check_at_least_one, check_not_negative, check_positive
 from attacker.recipes.reconstruction import reconstruction
 from attacker.schedules import ContinuousDecay, GeometricRamp
@@ -140,7 +143,7 @@ class FedAvgLeakage:
         matching = self._matching(problem)
         objective = Objective(
             matching=lambda variables: matching(problem.to_pixels(variables)),
-            priors=_priors(constants, problem, generator),
+            priors=((1.0, partial(evaluate, _priors(constants, problem, generator))),),
         )
         optimum = minimise(
             objective,
@@ -179,9 +182,11 @@ class FedAvgLeakage:
             preset = resolve_preset(self.preset, problem.image_shape)
             scale = MATCHING_SCALES[self.matching_scale](problem, num_sets=num_sets, preset=preset)
 
+        term = matching_term(problem, distance, scale=scale)
+
         def matching(pixels: Tensor) -> Tensor:
             images = pixels[0] if pixels.dim() == 5 and pixels.shape[0] == 1 else pixels
-            return scale * distance(problem.simulate(images, self.simulation), problem.observed)
+            return problem.matching(images, self.simulation, term)
 
         return matching
 
@@ -192,22 +197,36 @@ def average_over_epochs(problem: InversionProblem, variables: Tensor) -> Tensor:
     return torch.cat([match_and_average(images) for images in own])
 
 
-def _priors(
-    constants: LeakageConstants, problem: InversionProblem, generator: torch.Generator
-) -> tuple[tuple[float, Term], ...]:
-    filters = None
+def _priors(constants: LeakageConstants, problem: InversionProblem, generator: torch.Generator) -> JointTerm:
+    own = {"mean": problem.mean, "std": problem.std}
     if constants.epoch_filters:
-        filters = random_filters(problem.image_shape[0], generator).to(problem.mean)
-    order = partial(epoch_order, aggregate=constants.epoch_aggregate, norm=constants.epoch_norm, filters=filters)
-    return (
-        (constants.quadratic_variation, quadratic_variation),
-        (constants.pixel_box, lambda variables: pixel_box(problem.to_pixels(variables))),
-        (constants.epoch_order, lambda variables: _over_clients(order, variables, problem.members)),
-    )
+        own["filters"] = random_filters(problem.image_shape[0], generator).to(problem.mean)
+    return JointTerm(function=_Priors(constants=constants, members=problem.members), constants=own)
 
 
-def _over_clients(order: Term, variables: Tensor, members: tuple[int, ...]) -> Tensor:
-    """Return the mean of the order prior over the clients, each of which visits its own images in every epoch."""
-    if len(variables) == 1:
-        return variables.new_zeros(())
-    return torch.stack([order(own) for own in variables.split(members, dim=1)]).mean()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Priors:
+    """The weighted priors of normalised images (V, N, C, H, W), as one function that attacks side by side share."""
+
+    constants: LeakageConstants
+    members: tuple[int, ...]
+
+    def __call__(self, variables: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+        constants = self.constants
+        terms = [
+            constants.quadratic_variation * quadratic_variation(variables),
+            constants.pixel_box * pixel_box(own["mean"] + own["std"] * variables),
+        ]
+        if len(variables) > 1 and constants.epoch_order:
+            terms.append(constants.epoch_order * self._epoch_order(variables, own.get("filters")))
+        return torch.stack(terms).sum()
+
+    def _epoch_order(self, variables: Tensor, filters: Tensor | None) -> Tensor:
+        """Return the mean of the order prior over the clients: each visits its own images in every epoch."""
+        of_each = [
+            epoch_order(
+                images, aggregate=self.constants.epoch_aggregate, norm=self.constants.epoch_norm, filters=filters
+            )
+            for images in variables.split(self.members, dim=1)
+        ]
+        return torch.stack(of_each).mean()

@@ -173,10 +173,10 @@ class _Group:
         """Return the mean matching loss of the seeds (S, N, C, H, W), shape (); see `Minimised`."""
         return torch.stack([self.matching_of_seed(self.problem.to_pixels(seed)) for seed in variables]).mean()
 
-    def gradient(self, variables: Tensor, *, factor: float, step: int) -> tuple[float, Tensor]:
+    def gradient(self, variables: Tensor, *, factor: float, step: int) -> tuple[Tensor, Tensor]:
         """Return the mean matching loss and each seed's gradient, (S, N, C, H, W); see `Minimised`."""
         self._meet(variables.detach(), step)
-        losses: list[float] = []
+        losses: list[Tensor] = []
         gradients: list[Tensor] = []
         for seed, images in enumerate(variables.detach()):
             images.requires_grad_()
@@ -185,8 +185,8 @@ class _Group:
             if self.targets is not None:
                 loss = loss + self.attack.group_weight * group_consistency(images, consensus=self.targets[seed])
             gradients.append(torch.autograd.grad(loss, images)[0])
-            losses.append(matching.item())
-        return sum(losses) / len(losses), torch.stack(gradients)
+            losses.append(matching.detach())
+        return torch.stack(losses).mean(), torch.stack(gradients)
 
     def best(self, pixels: Tensor) -> Tensor:
         """Return the seed (N, C, H, W) of lowest matching loss, as it will be shown: clipped."""

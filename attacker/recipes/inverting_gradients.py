@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from attacker.attack import OnStep, Reconstruction, ignore_progress
+from attacker.company import evaluate
 from attacker.gradient_matching import Objective, Search, minimise
 from attacker.inversion_problem import inversion_problem
+from attacker.joint_terms import Constants, JointTerm
 from attacker.local_steps import Simulation
 from attacker.observation import Observation
 from attacker.priors.total_variation import total_variation
+from attacker.recipes.matching_term import matching_term
 from attacker.recipes.ranges import check_at_least_one, check_not_negative, check_positive
 from attacker.recipes.reconstruction import reconstruction
 from attacker.schedules import Constant, StepDecay
@@ -74,15 +77,16 @@ class InvertingGradients:
             return once(observation, generator=generator, on_step=on_step)
         started = time.monotonic()
         problem = inversion_problem(observation, self.label_recovery, generator)
+        distance = matching_term(problem, problem.directional_distance)
+        smoothness = JointTerm(function=_smoothness, constants={})
 
         def matching(pixels: Tensor) -> Tensor:
-            simulated = problem.simulate(pixels, self.simulation, images_at_once=self.images_at_once)
-            return problem.directional_distance(simulated, problem.observed)
+            return problem.matching(pixels, self.simulation, distance, images_at_once=self.images_at_once)
 
         optimum = minimise(
             Objective(
                 matching=lambda variables: matching(problem.to_pixels(variables)),
-                priors=((self.total_variation, total_variation),),
+                priors=((self.total_variation, lambda variables: evaluate(smoothness, variables)),),
             ),
             problem.noise(generator),
             Search(
@@ -97,3 +101,8 @@ class InvertingGradients:
             to_pixels=problem.to_pixels,
         )
         return reconstruction(problem, problem.to_pixels(optimum.variables), optimum, matching, started=started)
+
+
+def _smoothness(variables: Tensor, own: Constants) -> Tensor:
+    del own  # the same for all
+    return total_variation(variables)

@@ -70,10 +70,10 @@ def test_it_never_goes_back() -> None:
 
 def test_a_rise_is_looked_into_once() -> None:
     fidelity = FaithfulSimulation(problem_of(1e-3), torch.Generator(), candidates=(1, "full"))
-    fidelity.tell(1.0)
-    fidelity.tell(2.0)
+    fidelity.tell(torch.tensor(1.0))
+    fidelity.tell(torch.tensor(2.0))
     fidelity.judge(pictures(4))
-    fidelity.tell(2.0)  # as high as before, though the simulation was found to be good
+    fidelity.tell(torch.tensor(2.0))  # as high as before, though the simulation was found to be good
     assert not fidelity._is_due
 
 
@@ -94,7 +94,7 @@ def test_a_loss_that_rises_has_it_look_at_once(monkeypatch: pytest.MonkeyPatch, 
     looks: list[int] = []
     monkeypatch.setattr(fidelity, "judge", lambda _: looks.append(1))
     for told in (1.0, 1.4, loss):
-        fidelity.tell(told)
+        fidelity.tell(torch.tensor(told))
         fidelity.look(pictures(4))
     assert len(looks) == 2  # the second call as ever, and the third
 

@@ -17,7 +17,7 @@ RUNGS = (1, "fedsgd_epoch", "full")
 def test_it_climbs_in_order_and_never_before_its_patience_ends(losses: list[float], patience: int) -> None:
     ladder, since, before = FidelityLadder(RUNGS, patience=patience, least_gain=0.05), 0, 0
     for loss in losses:
-        ladder.tell(loss)
+        ladder.tell(torch.tensor(loss))
         rung, since = RUNGS.index(ladder.simulation), since + 1
         assert rung in (before, before + 1)
         if rung > before:
@@ -28,15 +28,15 @@ def test_it_climbs_in_order_and_never_before_its_patience_ends(losses: list[floa
 def test_it_stays_while_the_loss_falls() -> None:
     ladder = FidelityLadder(RUNGS, patience=5, least_gain=0.05)
     for step in range(200):
-        ladder.tell(0.98**step)  # 10 % in five steps, with a jump now and then
+        ladder.tell(torch.tensor(0.98**step))  # 10 % in five steps, with a jump now and then
         if step % 7 == 3:
-            ladder.tell(2.0)
+            ladder.tell(torch.tensor(2.0))
     assert ladder.simulation == 1
     for _ in range(6):
-        ladder.tell(0.98**200)
+        ladder.tell(torch.tensor(0.98**200))
     assert ladder.simulation == "fedsgd_epoch"
     for _ in range(100):
-        ladder.tell(0.5)
+        ladder.tell(torch.tensor(0.5))
     assert ladder.simulation == "full"
 
 

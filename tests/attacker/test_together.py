@@ -245,7 +245,8 @@ def test_derivatives_may_be_taken_late_or_not_at_all(batches: list[int]) -> None
 def test_attacks_take_no_more_threads_than_they_may() -> None:
     code = """
 import os, threading, torch
-from attacker.joint_simulation import Company, JointSimulation, in_company
+from attacker.company import Company, in_company
+from attacker.joint_simulation import JointSimulation
 from attacker.lockstep import run_in_lockstep
 
 torch.set_num_threads(1)

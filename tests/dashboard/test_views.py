@@ -268,7 +268,7 @@ def test_a_campaign_keeps_its_journal(tmp_path):
 
     with journal(tmp_path, keys, Observer()) as observer:
         assert read_journal(tmp_path).waiting == tuple(key.folder_name for key in keys)
-        observer.on_step(keys[0], Progress(step=1, num_steps=9, matching_loss=float("nan")))
+        observer.on_step(keys[0], Progress(step=1, num_steps=9, loss=float("nan")))
         observer.on_finished(keys[0])
         observer.on_failed(TaskFailure(key=keys[1], reason="no\nmemory"))
         entry = read_journal(tmp_path)
@@ -332,14 +332,14 @@ def test_images_never_travel_with_progress():
     sent: list[TaskProgress] = []
     key = ResultKey(server_round=1, client_id=0, seed=0)
     report = StepReporter(key, sent.append)
-    report(Progress(step=1, num_steps=1, matching_loss=0.0, images=lambda: torch.zeros(1)))
+    report(Progress(step=1, num_steps=1, loss=0.0, images=lambda: torch.zeros(1)))
     assert sent[0].progress.images is None
 
 
 def test_a_snapshot_is_of_whole_bytes_and_damage_is_told(tmp_path):
     writer = SnapshotWriter(tmp_path, lambda progress: None)
     images = torch.tensor([[[[-1.0, 0.5], [2.0, float("nan")]]]])
-    writer(Progress(step=3, num_steps=9, matching_loss=0.25, images=lambda: images))
+    writer(Progress(step=3, num_steps=9, loss=0.25, images=lambda: images))
     found = read_snapshot(tmp_path)
     assert found.images.flatten().tolist() == [0, 128, 255, 0]
     assert (found.step, found.num_steps, found.losses.tolist()) == (3, 9, [0.25])
