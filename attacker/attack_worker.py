@@ -18,7 +18,7 @@ from attacker.attack import Attack, OnStep, Progress, Reconstruction
 from attacker.attack_store import AttackSetting, AttackStore, ResultKey
 from attacker.batch_norm import LayerStatistics, Statistics
 from attacker.observation import Observation, ThreatModel
-from attacker.placement import on_device
+from attacker.placement import allow_tf32, on_device
 from attacker.recipes import ATTACKS
 from attacker.snapshots import SnapshotWriter, remove_snapshot
 from attacker.threat_models import THREAT_MODELS
@@ -205,12 +205,13 @@ def run_task(task: AttackTask, on_step: OnStep) -> None:
 def attack_observation(
     setting: AttackSetting, key: ResultKey, observation: Observation, on_step: OnStep
 ) -> Reconstruction:
-    """Attack one observation, on the GPU where there is one.
+    """Attack one observation, on the GPU where there is one, and in single precision there too.
 
     Raises:
         NotGrantedError: If the threat model withholds what the attack needs.
     """
     attack = make_attack(setting)
+    allow_tf32(is_allowed=False)
     if torch.cuda.is_available():
         observation = on_device(observation, "cuda")
     randomness = generator(key.seed, "attack", key.server_round, key.client_id)

@@ -1,4 +1,4 @@
-"""Where an attack computes: on the device on which the observed update lies."""
+"""Where an attack computes, on the device on which the observed update lies, and in which precision."""
 
 import copy
 from collections.abc import Mapping
@@ -37,6 +37,16 @@ def on_device(observation: Observation, device: torch.device | str) -> Observati
             batch_statistics=None if statistics is None else _moved_statistics(statistics, device),
         ),
     )
+
+
+def allow_tf32(*, is_allowed: bool) -> None:
+    """Say, for this process, whether a GPU may round what it multiplies in single precision to 10 bits.
+
+    torch lets convolutions do so unless told otherwise. `FeatureSpan` bears it, even 7 bits for a decibel; of the exact
+    pictures that `DeepLeakage` finds nothing better than 43 to 65 dB remains (benchmarks/low_precision.py).
+    """
+    torch.backends.cudnn.allow_tf32 = is_allowed
+    torch.backends.cuda.matmul.allow_tf32 = is_allowed
 
 
 def in_place_of_update(observation: Observation) -> Observation:

@@ -28,9 +28,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 
 import torch
 from paper_clients import FEMNIST, SEED
@@ -43,7 +42,7 @@ from attacker.many_local_updates import simulate_many_local_updates
 from attacker.matching import match
 from attacker.metrics.psnr import psnr_db
 from attacker.observation import Observation
-from attacker.placement import on_device
+from attacker.placement import allow_tf32, on_device
 from attacker.recipes.feature_span import FeatureSpan
 from attacker.recipes.fedavg_leakage import FedAvgLeakage
 from attacker.threat_models import KNOWN_LABEL_COUNTS
@@ -55,6 +54,7 @@ ROWS = ((1, 5), (5, 5), (10, 10), (10, 5), (10, 1))
 THRESHOLD_DB = 20.0
 AT_ONCE = {"cuda": 32}
 COMPARED_STEPS = 12
+_PREPARING = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,20 +162,24 @@ def measure(
 def seconds_a_step(
     attack: FedAvgLeakage | FeatureSpan, group: Sequence[Private], device: torch.device
 ) -> tuple[float, str]:
-    """Return the median wall time of a step of all clients at once, and how the attack says it was computed."""
-    times: list[float] = []
+    """Return the mean wall time of a step of all clients at once, and how the attack says it was computed."""
+    ends: list[float] = []
+    told = 0
 
     def note(progress: Progress) -> None:
-        times.append(time.perf_counter())
+        nonlocal told
+        told += 1
+        # The first steps prepare and measure. Within a search the host does not wait for the device, so only here.
+        if told in (_PREPARING * len(group), progress.num_steps * len(group)):
+            wait_for(device)
+            ends.append(time.perf_counter())
 
     seen = [on_device(private.observation, device) for private in group]
     draws = [generator(SEED, "attack") for _ in seen]
     found = attack_together(attack, seen, generators=draws, at_once=len(seen), on_step=note)
-    ends = times[len(seen) - 1 :: len(seen)]
-    # The first steps prepare and measure.
-    steps = [later - earlier for earlier, later in pairwise(ends[1:])]
     remarks = [remark for remark in found[0].remarks if "attacks computed" in remark]
-    return median(steps), "; ".join(remarks) or "alone"
+    first, last = ends
+    return (last - first) / (len(found[0].losses) - _PREPARING), "; ".join(remarks) or "alone"
 
 
 def engine_seconds(group: Sequence[Private], device: torch.device, simulation: Simulation, repeats: int = 3) -> float:
@@ -272,14 +276,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--compare", type=int, nargs="+", metavar="B", help="groups of these sizes, for some steps")
     parser.add_argument("--rows", type=row, nargs="+", metavar="E,m")
     parser.add_argument("--steps", type=int, help="of each attack; default: its own")
+    parser.add_argument("--tf32", action="store_true", help="let the GPU round what it multiplies to 10 bits")
     parser.add_argument("--output", type=Path, help="Markdown; written after each attack")
     options = parser.parse_args(arguments)
     path = options.data_folder / FEMNIST.file
     if not path.exists():
         raise SystemExit(f"error: {path} does not exist; name its folder with --data-folder")
     device = torch.device(options.device)
+    allow_tf32(is_allowed=options.tf32)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
-    heading = f"{name}, torch {torch.__version__}; `femnist_like_10k`, N_c = {options.images}, label counts known"
+    heading = f"{name}, torch {torch.__version__}, {'TF32' if options.tf32 else 'single precision'}"
+    heading += f"; `femnist_like_10k`, N_c = {options.images}, label counts known"
     if options.compare:
         if not 0 < min(options.compare) <= max(options.compare) <= len(options.clients):
             raise SystemExit(f"error: --compare takes sizes from 1 to {len(options.clients)}, the number of --clients")

@@ -23,6 +23,8 @@ from small_problems import (
 from torch import Tensor, nn
 
 from attacker.attack import DoesNotApplyError, Outcome, Progress, Reconstruction
+from attacker.attack_store import AttackSetting, ResultKey
+from attacker.attack_worker import attack_observation
 from attacker.distances import layer_weighted_l2, layerwise_l2
 from attacker.gradient_matching import Objective, Search, minimise
 from attacker.inversion_problem import inversion_problem
@@ -30,7 +32,7 @@ from attacker.lbfgs import LbfgsSearch, minimise_lbfgs
 from attacker.matching import match
 from attacker.metrics.psnr import psnr_db
 from attacker.observation import NotGrantedError, Observation, ThreatModel
-from attacker.placement import on_device
+from attacker.placement import allow_tf32, on_device
 from attacker.recipes import (
     ATTACKS,
     DeepLeakage,
@@ -470,6 +472,16 @@ def test_an_observation_moves_as_a_whole() -> None:
     assert moved.knowledge.label_counts is not None
     assert moved.knowledge.label_counts.is_meta
     assert not any(tensor.is_meta for tensor in observation.model.parameters())
+
+
+def test_an_attack_multiplies_in_single_precision_whatever_torch_allows() -> None:
+    observation = Problem(attack="fedavg_leakage", threat_model=FULL_KNOWLEDGE, gain_db=0).observe()
+    allow_tf32(is_allowed=True)
+    setting = AttackSetting(name="inverting_gradients", options={"steps": 1}, threat_model="honest_but_curious")
+    key = ResultKey(server_round=1, client_id=0, seed=0)
+    attack_observation(setting, key, observation, lambda progress: None)
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def search(**options) -> Search:
