@@ -10,7 +10,9 @@ from small_problems import cnn, pictures
 from attacker.image_span import ImageSpan, image_span
 from attacker.inversion_problem import inversion_problem
 from attacker.observation import Observation
+from attacker.recipes.automatic import Automatic, Choice
 from attacker.recipes.feature_span import FeatureSpan
+from attacker.recipes.fedavg_leakage import FedAvgLeakage
 from attacker.recipes.inverting_gradients import InvertingGradients
 from clients.defenses import GaussianNoise
 from clients.local_training import gradient_on
@@ -141,3 +143,20 @@ def test_the_span_is_left_out_where_noise_or_soteria_spoils_it() -> None:
         observation = defended(defense, labels=labels)
         knowing, not_knowing = (quality(attack, seen, labels=labels) for seen in (observation, naive(observation)))
         assert knowing > not_knowing + margin_db
+
+
+def test_the_automatic_attack_does_without_a_span_that_a_known_defense_hides() -> None:
+    labels = torch.tensor([0, 1, 2, 3])
+    recipe = LocalTraining(epochs=2, batch_size=2, learning_rate=0.05)
+
+    def chosen(defense: DeclaredDefense) -> Choice:
+        return Automatic().choose(defended(defense, labels=labels, recipe=recipe))
+
+    assert isinstance(chosen(declared("gaussian_noise", stddev=1e-7)).attack, FeatureSpan)
+    hidden, drowned = chosen(declared("soteria", pruned_percent=90)), chosen(declared("gaussian_noise", stddev=0.1))
+    assert hidden.attack == drowned.attack == FedAvgLeakage(loss="cosine")
+    assert "no span, a known defense spoils" in hidden.remark
+    assert "no span, known noise leaves 0 directions" in drowned.remark
+    # Who does not know of it cannot tell.
+    not_knowing = naive(defended(declared("soteria", pruned_percent=90), labels=labels, recipe=recipe))
+    assert isinstance(Automatic().choose(not_knowing).attack, FeatureSpan)
