@@ -16,7 +16,8 @@ memory            the largest that torch held on the device during an attack (th
 With `--compare` the first clients are attacked for some steps in groups of the given sizes instead, for E = 10, m = 5
 unless `--rows` says otherwise: what a step of so many clients at once costs, as a multiple of the first size. The bar
 of this project: 32 clients at once at most 4 times one client. The engine alone is a step of the simulation with its
-derivative, without priors, optimiser and whatever else an attack does for each client by itself.
+derivative, without priors, optimiser and whatever else an attack does; on a GPU also as a CUDA graph, which starts its
+many small operations as a whole.
 
 `femnist_like_10k.npz` are EMNIST characters made to look like FEMNIST, without writers: not the paper's data.
 """
@@ -26,8 +27,9 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -182,8 +184,8 @@ def seconds_a_step(
     return (last - first) / (len(found[0].losses) - _PREPARING), "; ".join(remarks) or "alone"
 
 
-def engine_seconds(group: Sequence[Private], device: torch.device, simulation: Simulation, repeats: int = 3) -> float:
-    """Return the lowest wall time of a simulation of all clients as one batch with its derivative by the images."""
+def engine_step(group: Sequence[Private], device: torch.device, simulation: Simulation) -> Callable[[], None]:
+    """Return a step of the engine alone: a simulation of all clients as one batch, and its derivative by the images."""
     problems = [
         inversion_problem(on_device(own.observation, device), "automatic", generator(SEED, "attack")) for own in group
     ]
@@ -195,15 +197,38 @@ def engine_seconds(group: Sequence[Private], device: torch.device, simulation: S
     parameters, buffers = stacked([own.parameters for own in problems]), stacked([own.buffers for own in problems])
     images = torch.stack([own.to_pixels(own.noise(generator(SEED, "attack"))) for own in problems]).requires_grad_()
     labels = torch.stack([own.labels for own in problems])
-    seconds: list[float] = []
-    for _ in range(repeats + 1):
-        wait_for(device)
-        started = time.perf_counter()
+
+    def step() -> None:
         found = simulate_many_local_updates(
             first.model, parameters, buffers, images, labels, first.recipe, simulation=simulation
         )
         updates = list(found.values())
         torch.autograd.grad(updates, images, updates)
+
+    return step
+
+
+def as_cuda_graph(step: Callable[[], None]) -> Callable[[], None]:
+    """Return the same step, recorded once and started as a whole."""
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def lowest_seconds(step: Callable[[], None], device: torch.device, repeats: int = 3) -> float:
+    """Return the lowest wall time of a step, after one that prepares."""
+    seconds: list[float] = []
+    for _ in range(repeats + 1):
+        wait_for(device)
+        started = time.perf_counter()
+        step()
         wait_for(device)
         seconds.append(time.perf_counter() - started)
     return min(seconds[1:])
@@ -215,28 +240,34 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def compare(options: argparse.Namespace, device: torch.device) -> str:
-    """Return Markdown: what a step costs for groups of each size, beside the first."""
-    lines = [
-        "| E, m | what | clients at once | seconds a step | ratio | computed |",
-        "|---|---|---|---|---|---|",
+def engine_seconds(simulation: Simulation, group: Sequence[Private], device: torch.device) -> tuple[float, str]:
+    """Return the wall time of a step of the engine alone, and how it is computed."""
+    return lowest_seconds(engine_step(group, device, simulation), device), "one batch"
+
+
+def graph_seconds(simulation: Simulation, group: Sequence[Private], device: torch.device) -> tuple[float, str]:
+    """Return the same for a CUDA graph of the step."""
+    return lowest_seconds(as_cuda_graph(engine_step(group, device, simulation)), device), "one batch, CUDA graph"
+
+
+def compare(options: argparse.Namespace, device: torch.device) -> Iterator[str]:
+    """Yield lines of Markdown: what a step costs for groups of each size, beside the first."""
+    yield "| E, m | what | clients at once | seconds a step | ratio | computed |"
+    yield "|---|---|---|---|---|---|"
+    measured: list[tuple[str, Callable[..., tuple[float, str]]]] = [
+        *((method, partial(seconds_a_step, own)) for method, own in compared(options.steps or COMPARED_STEPS).items()),
+        *((f"engine alone, {own}", partial(engine_seconds, own)) for own in ("full", 5)),
     ]
+    if device.type == "cuda":
+        measured += [(f"engine alone, {own}", partial(graph_seconds, own)) for own in ("full", 5)]
     for epochs, batch_size in options.rows or ((10, 5),):
         group = privates(options, options.clients[: max(options.compare)], epochs, batch_size)
-        for method, attack in compared(options.steps or COMPARED_STEPS).items():
-            found = [seconds_a_step(attack, group[:size], device) for size in options.compare]
-            lines += [
-                f"| {epochs}, {batch_size} | {method} | {size} | {seconds:.4f} | {seconds / found[0][0]:.2f} | {how} |"
-                for size, (seconds, how) in zip(options.compare, found, strict=True)
-            ]
-        for simulation in ("full", 5):
-            engine = [engine_seconds(group[:size], device, simulation) for size in options.compare]
-            lines += [
-                f"| {epochs}, {batch_size} | engine alone, {simulation} | {size} | {seconds:.4f} "
-                f"| {seconds / engine[0]:.2f} | one batch |"
-                for size, seconds in zip(options.compare, engine, strict=True)
-            ]
-    return "\n".join(lines)
+        for what, seconds_of in measured:
+            first: float | None = None
+            for size in options.compare:
+                seconds, how = seconds_of(group[:size], device)
+                first = first or seconds
+                yield f"| {epochs}, {batch_size} | {what} | {size} | {seconds:.4f} | {seconds / first:.2f} | {how} |"
 
 
 def memory(device: torch.device) -> int:
@@ -290,10 +321,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.compare:
         if not 0 < min(options.compare) <= max(options.compare) <= len(options.clients):
             raise SystemExit(f"error: --compare takes sizes from 1 to {len(options.clients)}, the number of --clients")
-        text = f"{heading}\n\n{compare(options, device)}\n"
-        if options.output:
-            options.output.write_text(text, encoding="utf-8")
-        print(text)
+        lines = [heading, ""]
+        print(*lines, sep="\n")
+        for line in compare(options, device):
+            lines.append(line)
+            print(line, flush=True)
+            if options.output:  # at once: a lent device may be taken away
+                options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return
     size = AT_ONCE.get(device.type, 1) if options.at_once is None else options.at_once
     if size < 1:

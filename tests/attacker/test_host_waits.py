@@ -12,8 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attacker import gradient_matching
 from attacker.attack import Attack, Progress
+from attacker.distances import cosine_distance
+from attacker.image_span import image_span
+from attacker.inversion_problem import problem_with_labels
+from attacker.joint_terms import Stacks, TermAt, values_and_gradients
+from attacker.order_noise import layer_weighted_vector, no_order_noise
+from attacker.placement import on_device
 from attacker.recipes import FeatureSpan, FedAvgLeakage, GradInversion, InvertingGradients
 from attacker.recipes.feature_span_quick import FeatureSpanQuick
+from attacker.recipes.matching_term import matching_term as distance_term
+from attacker.recipes.span_terms import Weights, matching_term, prior_term
 from fl_sim.records import LocalTraining
 
 # What a CUDA tensor's shape or value on the host is computed with.
@@ -119,3 +127,27 @@ def test_a_divergence_seen_late_ends_as_one_seen_at_once(monkeypatch: pytest.Mon
     assert late.losses[-1].isnan()
     assert torch.equal(at_once.variables, late.variables)
     assert at_once.matching_loss == late.matching_loss
+
+
+@pytest.mark.parametrize("recipe", [None, LOCAL], ids=["one step", "local steps"])
+def test_all_that_a_step_is_computed_from_lies_on_one_device(recipe: LocalTraining | None) -> None:
+    # The device "meta" computes shapes only, and like a GPU it refuses tensors that lie elsewhere.
+    data = spec()
+    seen = observe(cnn(data), data, pictures(4), torch.arange(4), recipe=recipe, threat_model=FULL_KNOWLEDGE)
+    problem = problem_with_labels(on_device(seen, "meta"), torch.arange(4).to("meta"))
+    span = image_span(problem, position=0.5)
+    weights = Weights(quadratic_variation=1.0, pixel_box=1.0, feature_volume=1.0, least_volume=0.3)
+    variables = torch.zeros(4, 1, 8, 8, device="meta", requires_grad=True)
+    noise = no_order_noise(layer_weighted_vector(problem.observed))
+    priors = prior_term(problem, span, weights, variables.detach())
+    distances = (matching_term(problem, noise), distance_term(problem, cosine_distance))
+    matchings = [problem.matching(problem.to_pixels(variables), "full", distance) for distance in distances]
+    loss = torch.stack([*matchings, priors.alone(variables, 2.0)]).sum()
+    (gradient,) = torch.autograd.grad(loss, variables)
+    assert gradient.is_meta
+    held = torch.zeros(2, dtype=torch.int64, device="meta")
+    moving = prior_term(problem, span, weights, variables.detach(), moving=held)
+    asked = TermAt(term=moving, variables=variables.detach()[:2], factors=(2.0,))
+    assert all(found.gradient.is_meta for found in values_and_gradients([asked, asked], Stacks()))
+    with pytest.raises(RuntimeError, match="meta"):
+        priors.alone(torch.zeros(4, 1, 8, 8), 2.0)
