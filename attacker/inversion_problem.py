@@ -330,6 +330,7 @@ def _adaptation(local: Observation, observed: Parameters) -> Adaptation | None:
         algorithm=local.algorithm,
         recipe=local.require_local_training(),
         num_examples=local.require_num_examples(),
+        image_shape=local.dataset.image_shape,
         num_rounds=local.num_rounds,
     )
     return adaptation(defenses, observed, client)

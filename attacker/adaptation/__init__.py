@@ -3,7 +3,7 @@
 A followed defense maps a simulated mean gradient S to one that differs from the observed O only by what the defense
 does not explain, so that every distance and every attack can use it. One file a family; `FOLLOWED` names them.
 
-    pruning, top-k       dropped entries are not compared, or only with the threshold below which they lay
+    pruning, top-k       dropped entries are not compared, or with the threshold below which they lay, or with zero
     clipping, DP-SGD     clipped as the client clips: examples and steps inside the simulation, the update behind it
     quantisation         zero inside the interval that the level tells
     sign                 agreement of signs; magnitudes only in their mean

@@ -1,5 +1,6 @@
 """One link of the clients' chain as the attacker meets it, and what the attacker makes of it."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -23,6 +24,7 @@ class Client:
         algorithm: What clients send.
         recipe: E, m, eta, momentum.
         num_examples: N_c.
+        image_shape: (C, H, W).
         num_rounds: Rounds over which the update is a mean.
     """
 
@@ -30,7 +32,13 @@ class Client:
     algorithm: Algorithm
     recipe: LocalTraining
     num_examples: int
+    image_shape: tuple[int, int, int]
     num_rounds: int = 1
+
+    @property
+    def num_unknowns(self) -> int:
+        """Pixels of all images."""
+        return self.num_examples * math.prod(self.image_shape)
 
     @property
     def unit(self) -> float:

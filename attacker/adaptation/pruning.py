@@ -1,7 +1,8 @@
 """Pruning, random or by magnitude, and top-k: what was kept arrives as it is, what was dropped arrives as zero.
 
 random              a dropped entry says nothing: only the others are compared
-magnitude, top-k    a dropped entry was no larger than the smallest that was kept: an interval
+magnitude, top-k    a dropped entry was no larger than the smallest that was kept: an interval; it is drawn to zero
+                    inside of it where less was kept than the images have pixels
 """
 
 import torch
@@ -13,6 +14,10 @@ from fl_sim.parameters import Parameters
 # None of these turns a zero into something else, nor (but for the sign of nothing) something else into a zero.
 _KEEP_ZEROS = ("clipping", "sign", "random_pruning", "magnitude_pruning", "top_k", "quantisation")
 _KEEP_VALUES = ("random_pruning", "magnitude_pruning", "top_k")
+
+# What of an entry inside the interval counts where kept entries alone cannot tell the images. Without it, knowing lost
+# to not knowing there; with it where the kept ones can, knowing gained less (docs/defenses.md).
+_INSIDE = 0.5
 
 
 def random_pruning(link: Link) -> Part:
@@ -36,7 +41,14 @@ def largest_entries(link: Link) -> Part:
     name = link.defense.name
     if link.changed_by(*_KEEP_VALUES) is not None:
         return Part(follow=_kept_entries(link.observed), done=f"{name} (kept entries only)")
-    return Part(follow=_below_threshold(link.observed), done=f"{name} (kept entries; the others below the threshold)")
+    num_kept = sum(int(tensor.count_nonzero()) for tensor in link.observed.values())
+    if num_kept < link.client.num_unknowns:
+        follow = _below_threshold(link.observed, inside=_INSIDE)
+        return Part(follow=follow, done=f"{name} (kept entries; the others below the threshold, drawn to zero)")
+    return Part(
+        follow=_below_threshold(link.observed, inside=0.0),
+        done=f"{name} (kept entries; the others below the threshold)",
+    )
 
 
 def _refused(link: Link) -> Part | None:
@@ -53,7 +65,7 @@ def _kept_entries(observed: Parameters) -> Follow:
     return lambda simulated: {name: tensor * kept[name] for name, tensor in simulated.items()}
 
 
-def _below_threshold(observed: Parameters) -> Follow:
+def _below_threshold(observed: Parameters, *, inside: float) -> Follow:
     kept = {name: tensor != 0 for name, tensor in observed.items()}
     smallest = [tensor[kept[name]].abs().amin() for name, tensor in observed.items() if bool(kept[name].any())]
     if not smallest:  # an update of zeros has no threshold
@@ -62,7 +74,7 @@ def _below_threshold(observed: Parameters) -> Follow:
 
     def follow(simulated: Parameters) -> dict[str, Tensor]:
         return {
-            name: torch.where(kept[name], tensor, tensor - tensor.clamp(-threshold, threshold))
+            name: torch.where(kept[name], tensor, tensor - (1 - inside) * tensor.clamp(-threshold, threshold))
             for name, tensor in simulated.items()
         }
 

@@ -202,9 +202,31 @@ def test_without_the_grant_nothing_is_followed() -> None:
     assert not torch.equal(images(naive(sent)), images(sent))
 
 
+def client_of(*, pixels: int) -> Client:
+    return Client(
+        model=torch.nn.Linear(1, 1),
+        algorithm=defended().algorithm,
+        recipe=LocalTraining(),
+        num_examples=2,
+        image_shape=(1, 1, pixels // 2),
+    )
+
+
+def test_what_was_dropped_is_drawn_to_zero_where_what_was_kept_cannot_tell_the_images() -> None:
+    observed = {"weight": torch.tensor([4.0, 0.0, -2.0, 0.0])}
+    simulated = {"weight": torch.tensor([3.0, 1.0, -2.0, -3.0])}
+    enough, few = (
+        adaptation([declared("magnitude_pruning", share=0.5)], observed, client_of(pixels=pixels)) for pixels in (2, 4)
+    )
+    assert enough.follow(simulated)["weight"].tolist() == [3.0, 0.0, -2.0, -1.0]
+    assert few.follow(simulated)["weight"].tolist() == [3.0, 0.5, -2.0, -2.0]
+    assert "drawn to zero" in few.remarks[0]
+    assert "drawn to zero" not in enough.remarks[0]
+
+
 def test_defenses_of_strength_zero_change_nothing() -> None:
     observed = dict(problem_of(defended()).observed)
-    client = Client(model=torch.nn.Linear(1, 1), algorithm=defended().algorithm, recipe=LocalTraining(), num_examples=2)
+    client = client_of(pixels=4)
     for defense in (
         declared("gaussian_noise", stddev=0.0),
         declared("laplace_noise", scale=0.0),
