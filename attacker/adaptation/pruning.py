@@ -17,7 +17,7 @@ _KEEP_VALUES = ("random_pruning", "magnitude_pruning", "top_k")
 
 # What of an entry inside the interval counts where kept entries alone cannot tell the images. Without it, knowing lost
 # to not knowing there; with it where the kept ones can, knowing gained less (docs/defenses.md).
-_INSIDE = 0.5
+_INSIDE = 0.2
 
 
 def random_pruning(link: Link) -> Part:
