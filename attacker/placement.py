@@ -42,8 +42,8 @@ def on_device(observation: Observation, device: torch.device | str) -> Observati
 def allow_tf32(*, is_allowed: bool) -> None:
     """Say, for this process, whether a GPU may round what it multiplies in single precision to 10 bits.
 
-    torch lets convolutions do so unless told otherwise. `FeatureSpan` bears it, and even 7 bits for two decibels; of the
-    88 dB that `DeepLeakage` reaches for one picture 49 remain at best (benchmarks/low_precision.py).
+    torch lets convolutions do so unless told otherwise. `FeatureSpan` bears it, and even 7 bits for two decibels; of
+    the 88 dB that `DeepLeakage` reaches for one picture 49 remain at best (benchmarks/low_precision.py).
     """
     torch.backends.cudnn.allow_tf32 = is_allowed
     torch.backends.cuda.matmul.allow_tf32 = is_allowed
