@@ -173,7 +173,7 @@ class _Track:
 
     Attributes:
         losses: (T,), the matching loss before each step; NaN for those to come.
-        best: The variables of the lowest loss; after one that was not finite all that follow are not either.
+        best: The variables of the lowest loss; one that is not a number is not the lowest.
         best_loss: That loss, shape (); infinite if none was finite.
     """
 

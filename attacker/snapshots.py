@@ -70,10 +70,16 @@ class SnapshotWriter:
                 self._path,
                 {
                     "images": (pixels * 255.0).round().to(torch.uint8),
-                    "losses": torch.tensor([float(loss) for loss in self._losses]),
+                    "losses": torch.tensor(self._seen()),
                     "steps": torch.tensor([progress.step, progress.num_steps]),
                 },
             )
+
+    def _seen(self) -> list[float]:
+        """Read the losses from the device, each of them once."""
+        seen = [float(loss) for loss in self._losses]
+        self._losses[:] = seen
+        return seen
 
 
 def snapshot_path(folder: Path) -> Path:

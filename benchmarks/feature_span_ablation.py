@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from paper_clients import NUM_IMAGES, PAPER_CLIENTS
-from reference_recipe import BATCH_SIZE, measure
+from reference_recipe import BATCH_SIZE, measure, setting_of
 
 from attacker.recipes import FeatureSpan
 
@@ -117,14 +117,7 @@ def main() -> None:
     chosen = arguments.variants or list(variants)
     if unknown := [name for name in chosen if name not in variants]:
         parser.error(f"--variants: unknown {unknown}; choose among {list(variants)}")
-    setting = argparse.Namespace(
-        data=arguments.data,
-        batch_size=BATCH_SIZE,
-        images=NUM_IMAGES,
-        threat_model="known_label_counts",
-        parameters=None,
-        every=0,
-    )
+    setting = setting_of(arguments.data)
     torch.set_num_threads(1)
     measured = arguments.output.with_suffix(".json")
     results: dict[str, dict[str, Any]] = json.loads(measured.read_text()) if measured.exists() else {}

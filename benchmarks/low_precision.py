@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from paper_clients import FEMNIST, NUM_IMAGES
-from reference_recipe import BATCH_SIZE, DATA, measure
+from reference_recipe import BATCH_SIZE, DATA, measure, setting_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -106,14 +106,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    setting = argparse.Namespace(
-        data="femnist_like",
-        batch_size=BATCH_SIZE,
-        images=NUM_IMAGES,
-        threat_model="known_label_counts",
-        parameters=None,
-        every=0,
-    )
+    setting = setting_of("femnist_like")
     torch.set_num_threads(1)
     lines = [
         f"`femnist_like_10k`, E = {EPOCHS}, m = {BATCH_SIZE}, N_c = {NUM_IMAGES}, untrained network; for dlg one image",

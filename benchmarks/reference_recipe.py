@@ -79,6 +79,18 @@ def attack_pixels(
     return reconstruction.images, reconstruction.labels, np.diff(times).tolist()
 
 
+def setting_of(data: str) -> argparse.Namespace:
+    """Return the paper's setting for `measure`: untrained network, label counts known (an upper bound)."""
+    return argparse.Namespace(
+        data=data,
+        batch_size=BATCH_SIZE,
+        images=NUM_IMAGES,
+        threat_model="known_label_counts",
+        parameters=None,
+        every=0,
+    )
+
+
 def measure(attack: Attack, client_id: int, epochs: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Attack one client and score it."""
     data = PAPER_CLIENTS[arguments.data]

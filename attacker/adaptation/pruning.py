@@ -15,8 +15,8 @@ from fl_sim.parameters import Parameters
 _KEEP_ZEROS = ("clipping", "sign", "random_pruning", "magnitude_pruning", "top_k", "quantisation")
 _KEEP_VALUES = ("random_pruning", "magnitude_pruning", "top_k")
 
-# What of an entry inside the interval counts where kept entries alone cannot tell the images. Without it, knowing lost
-# to not knowing there; with it where the kept ones can, knowing gained less (docs/defenses.md).
+# What of an entry inside the interval counts where fewer entries were kept than the images have pixels. Without it,
+# knowing lost to not knowing where few were kept; twice as much did worse where many were (docs/defenses.md).
 _INSIDE = 0.2
 
 
